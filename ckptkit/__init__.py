@@ -1,0 +1,70 @@
+"""Inspect, compare and convert model checkpoints without running anything found in them.
+
+    import ckptkit as ck
+    graph = ck.read("model.pt")          # a mapping name → Tensor; costs the header, not the weights
+    graph["fc.weight"].numpy()
+    ck.convert("model.pt", "model.safetensors")
+
+Names are loaded on first use, so that importing the package costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ckptkit.convert import Plan, Receipt, convert, plan, write
+    from ckptkit.core.budgets import Budgets
+    from ckptkit.core.dtypes import DType
+    from ckptkit.core.errors import CkptError
+    from ckptkit.core.findings import Finding
+    from ckptkit.core.graph import TensorGraph
+    from ckptkit.core.tensor import Tensor
+    from ckptkit.formats import formats, read
+
+_HOME = {
+    "Budgets": "ckptkit.core.budgets",
+    "CkptError": "ckptkit.core.errors",
+    "DType": "ckptkit.core.dtypes",
+    "Finding": "ckptkit.core.findings",
+    "Plan": "ckptkit.convert",
+    "Receipt": "ckptkit.convert",
+    "Tensor": "ckptkit.core.tensor",
+    "TensorGraph": "ckptkit.core.graph",
+    "convert": "ckptkit.convert",
+    "formats": "ckptkit.formats",
+    "plan": "ckptkit.convert",
+    "read": "ckptkit.formats",
+    "write": "ckptkit.convert",
+}
+
+__all__ = [
+    "Budgets",
+    "CkptError",
+    "DType",
+    "Finding",
+    "Plan",
+    "Receipt",
+    "Tensor",
+    "TensorGraph",
+    "convert",
+    "formats",
+    "plan",
+    "read",
+    "write",
+]
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        home = _HOME[name]
+    except KeyError:
+        raise AttributeError(f"module 'ckptkit' has no attribute {name!r}") from None
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,202 @@
+"""The TensorGraph: what every reader makes and every other part of ckptkit works on."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+from ckptkit.core.errors import CkptError
+from ckptkit.core.files import File
+from ckptkit.core.findings import Finding
+from ckptkit.core.tensor import Tensor
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operator of an ONNX graph. Edges are names of values; "" marks an input left out.
+
+    `attributes` maps name → plain value: int, float, bytes, str, lists of them, a tensor's name, or
+    a `Subgraph` for control flow.
+    """
+
+    name: str
+    op: str
+    domain: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """An input or output of a graph: dtype name ("" if unknown) and dimensions (a string is symbolic, None unknown)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Subgraph:
+    """The body of a control-flow attribute or of a model-local function."""
+
+    name: str
+    nodes: tuple[Node, ...]
+    inputs: tuple[Value, ...] = ()
+    outputs: tuple[Value, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A non-tensor value found in a checkpoint.
+
+    Attributes:
+        path: dotted path from the root.
+        type: type name as the file spells it (`int`, `str`, `numpy.float64`, `argparse.Namespace`).
+        value: the value where JSON can hold it, else None.
+        opaque: True for a class that is not known and was therefore not run.
+    """
+
+    path: str
+    type: str
+    value: Any = None
+    opaque: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of a trainer checkpoint. `role` is weights, ema, optimizer or other; `name` is its dotted path."""
+
+    name: str
+    role: str
+    tensors: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a graph came from.
+
+    Attributes:
+        path: what the user named: a file, a folder or an index.
+        format: registry name of the format (`pytorch`, `safetensors`, `onnx`).
+        container: container and era in words for people ("zip, torch 2.7 or newer").
+        files: every file that holds bytes of the tensors, the named one first.
+        section: dotted path of the section that was selected; "" when the whole file is the state dict.
+        sections: all sections found, in file order; empty when there is just one state dict.
+        details: further facts for `inspect`, JSON-able.
+    """
+
+    path: str
+    format: str
+    container: str = ""
+    files: tuple[File, ...] = ()
+    section: str = ""
+    sections: tuple[Section, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def stored(self) -> int:
+        """Bytes of all files together."""
+        return sum(f.size for f in self.files)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class TensorGraph(Mapping[str, Tensor]):
+    """A frozen mapping name → Tensor in file order, with everything else the checkpoint holds.
+
+    Attributes:
+        tensors: the tensors; `graph[name]` is `graph.tensors[name]`.
+        nodes, inputs, outputs: the ONNX graph, empty for weights-only formats.
+        metadata: string metadata (safetensors `__metadata__`, ONNX metadata_props, `_metadata` of a state
+            dict as JSON under the key `_metadata`).
+        objects: non-tensor leaves of the checkpoint.
+        origin: where it came from.
+        findings: what the reader noticed.
+        renamed: current name → name in the file, for tensors renamed since reading.
+        native: the reader's own handle, which its format's writer needs to write the graph again; opaque.
+    """
+
+    tensors: Mapping[str, Tensor]
+    origin: Origin
+    nodes: tuple[Node, ...] = ()
+    inputs: tuple[Value, ...] = ()
+    outputs: tuple[Value, ...] = ()
+    metadata: Mapping[str, str] = _NOTHING
+    objects: tuple[Leaf, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    renamed: Mapping[str, str] = _NOTHING
+    native: Any = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __repr__(self) -> str:
+        return f"<TensorGraph {self.origin.path!r}: {len(self)} tensors, {self.nbytes} bytes>"
+
+    @property
+    def nbytes(self) -> int:
+        """Logical bytes: each tie group counted once."""
+        return sum(self.tensors[names[0]].nbytes for names in self.storages())
+
+    @property
+    def parameters(self) -> int:
+        """Number of elements: each tie group counted once."""
+        return sum(self.tensors[names[0]].size for names in self.storages())
+
+    def storages(self) -> list[tuple[str, ...]]:
+        """Names grouped by shared storage and layout, in file order; a group of one is an untied tensor."""
+        groups: dict[object, list[str]] = {}
+        for name, tensor in self.tensors.items():
+            key = tensor.storage
+            groups.setdefault((name,) if key is None else key, []).append(name)
+        return [tuple(names) for names in groups.values()]
+
+    def ties(self) -> dict[str, str]:
+        """Tied name → the first name in file order of the group it belongs to."""
+        return {name: names[0] for names in self.storages() for name in names[1:]}
+
+    def select(self, names: Sequence[str]) -> "TensorGraph":
+        """The same graph with only these tensors, in the order given. Raises KeyError for an unknown name."""
+        return replace(self, tensors={name: self.tensors[name] for name in names})
+
+    def rename(self, names: Mapping[str, str]) -> "TensorGraph":
+        """The same graph with tensors renamed (old → new; others keep theirs), edges of nodes rewired.
+
+        Raises CkptError `name-collision` when two tensors would share a name.
+        """
+        tensors: dict[str, Tensor] = {}
+        renamed = dict(self.renamed)
+        for old, tensor in self.tensors.items():
+            new = names.get(old, old)
+            if new in tensors:
+                raise CkptError("name-collision", f"two tensors would be named {new!r}", old)
+            tensors[new] = tensor
+            if new != old:
+                renamed[new] = renamed.pop(old, old)
+        return replace(
+            self,
+            tensors=tensors,
+            renamed=renamed,
+            nodes=tuple(_rewire(node, names) for node in self.nodes),
+            inputs=tuple(replace(v, name=names.get(v.name, v.name)) for v in self.inputs),
+            outputs=tuple(replace(v, name=names.get(v.name, v.name)) for v in self.outputs),
+        )
+
+
+def _rewire(node: Node, names: Mapping[str, str]) -> Node:
+    if not any(n in names for n in (*node.inputs, *node.outputs)):
+        return node
+    return replace(
+        node,
+        inputs=tuple(names.get(n, n) for n in node.inputs),
+        outputs=tuple(names.get(n, n) for n in node.outputs),
+    )
