@@ -14,29 +14,29 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ckptkit.convert import Plan, Receipt, convert, plan, write
+    from ckptkit.verbs.convert import Plan, Receipt, convert, plan, write
     from ckptkit.core.budgets import Budgets
     from ckptkit.core.dtypes import DType
     from ckptkit.core.errors import CkptError
     from ckptkit.core.findings import Finding
     from ckptkit.core.graph import TensorGraph
     from ckptkit.core.tensor import Tensor
-    from ckptkit.formats import formats, read
+    from ckptkit.format import formats, read
 
 _HOME = {
     "Budgets": "ckptkit.core.budgets",
     "CkptError": "ckptkit.core.errors",
     "DType": "ckptkit.core.dtypes",
     "Finding": "ckptkit.core.findings",
-    "Plan": "ckptkit.convert",
-    "Receipt": "ckptkit.convert",
+    "Plan": "ckptkit.verbs.convert",
+    "Receipt": "ckptkit.verbs.convert",
     "Tensor": "ckptkit.core.tensor",
     "TensorGraph": "ckptkit.core.graph",
-    "convert": "ckptkit.convert",
-    "formats": "ckptkit.formats",
-    "plan": "ckptkit.convert",
-    "read": "ckptkit.formats",
-    "write": "ckptkit.convert",
+    "convert": "ckptkit.verbs.convert",
+    "formats": "ckptkit.format",
+    "plan": "ckptkit.verbs.convert",
+    "read": "ckptkit.format",
+    "write": "ckptkit.verbs.convert",
 }
 
 __all__ = [

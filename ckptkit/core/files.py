@@ -61,7 +61,9 @@ class Reader:
         try:
             self.fd = os.open(file.path, _O_FLAGS | getattr(os, "O_NONBLOCK", 0))
         except FileNotFoundError:
-            raise CkptError("changed-on-disk", "the file has vanished since it was looked at", file.path) from None
+            raise CkptError(
+                "changed-on-disk", "the file has vanished since it was looked at", file.path
+            ) from None
         except OSError as error:
             raise io_error(error, file.path) from None
         try:
@@ -75,7 +77,10 @@ class Reader:
         now = os.fstat(self.fd)
         if (now.st_size, now.st_mtime_ns, now.st_ino) != (self.file.size, self.file.mtime, self.file.inode):
             raise CkptError(
-                "changed-on-disk", "the file changed since it was looked at", self.file.path, "run the command again"
+                "changed-on-disk",
+                "the file changed since it was looked at",
+                self.file.path,
+                "run the command again",
             )
 
     def read(self, offset: int, size: int) -> bytes:
@@ -192,7 +197,9 @@ def _inside(folder: Path, name: str, roots: tuple[Path, ...]) -> Path:
     try:
         real = path.resolve()
     except (OSError, RuntimeError, ValueError):
-        raise CkptError("outside-folder", f"names a file that cannot be resolved: {name!r}", str(folder)) from None
+        raise CkptError(
+            "outside-folder", f"names a file that cannot be resolved: {name!r}", str(folder)
+        ) from None
     if not any(real.is_relative_to(root) for root in roots):
         raise CkptError("outside-folder", f"names a link that leaves its folder: {name!r}", str(folder))
     return path

@@ -2,15 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+
 from typing import Any
 
 from ckptkit.core.errors import CkptError
 from ckptkit.core.files import File
 from ckptkit.core.findings import Finding
 from ckptkit.core.tensor import Tensor
-
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +122,10 @@ class TensorGraph(Mapping[str, Tensor]):
     nodes: tuple[Node, ...] = ()
     inputs: tuple[Value, ...] = ()
     outputs: tuple[Value, ...] = ()
-    metadata: Mapping[str, str] = _NOTHING
+    metadata: Mapping[str, str] = field(default_factory=dict)
     objects: tuple[Leaf, ...] = ()
     findings: tuple[Finding, ...] = ()
-    renamed: Mapping[str, str] = _NOTHING
+    renamed: Mapping[str, str] = field(default_factory=dict)
     native: Any = None
 
     def __getitem__(self, name: str) -> Tensor:

@@ -104,5 +104,3 @@ def is_plain(content: bytes | Extent | Tensor) -> Extent | None:
     if isinstance(content, Tensor) and content.source is None and content.nbytes:
         return content.extents[0]
     return None
-
-

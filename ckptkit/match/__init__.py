@@ -1,0 +1,1 @@
+"""Engines shared by the verbs: digests, naming schemes."""

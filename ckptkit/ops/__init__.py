@@ -1,0 +1,1 @@
+"""Operations on tensors: a shape rule and a chunk rule each."""

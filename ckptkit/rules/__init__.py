@@ -1,0 +1,1 @@
+"""Renaming: from one naming scheme to another."""
