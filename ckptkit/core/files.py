@@ -4,6 +4,7 @@ All reading goes through here. Nothing is mapped for streaming (a mapped file th
 and mapped pages count as memory); `Reader.map` serves random access by numpy.
 """
 
+import errno
 import mmap
 import os
 import stat
@@ -158,8 +159,12 @@ else:  # no positional reads: one seek and read at a time
 
 
 def io_error(error: OSError, path: str | None = None) -> CkptError:
-    """What the operating system said, as a CkptError `io-error`."""
+    """What the operating system said, as a CkptError `io-error` (`no-space` when the disk is full)."""
     where = path or (os.fspath(error.filename) if error.filename else None)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return CkptError(
+            "no-space", "the disk is full", where, "nothing was left behind; free some space and try again"
+        )
     return CkptError("io-error", (error.strerror or str(error)).lower(), where)
 
 

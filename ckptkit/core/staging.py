@@ -1,0 +1,110 @@
+"""Outputs appear whole or not at all: written into a temporary folder beside the target, then renamed.
+
+The temporary folder is called `.NAME.ckptkit-PID-RANDOM.tmp`, so that what a killed process leaves behind is
+recognisable. For a folder target the temporary folder itself is renamed; for a file target the files inside
+are moved out, companions (external data) first and the target last. Renames within one folder are atomic.
+Something existing is replaced only once its replacement has reached the disk; a new file is left to the
+kernel, as `cp` does.
+"""
+
+import os
+import secrets
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from ckptkit.core.errors import CkptError
+from ckptkit.core.files import io_error
+
+
+class Staging:
+    """A temporary folder beside `target`, removed at the end whatever happens. Use as a context manager.
+
+    Raises CkptError `exists` when the target exists and `overwrite` is off, `not-found` when its folder does
+    not exist, `not-a-file` when it is a device or of the other kind, `io-error` when it cannot be written.
+    """
+
+    def __init__(self, target: str | os.PathLike[str], *, folder: bool, overwrite: bool) -> None:
+        self.target = Path(os.path.abspath(target))
+        self.folder = folder
+        self.overwrite = overwrite
+        check_target(self.target, folder=folder, overwrite=overwrite)
+        token = f"{os.getpid()}-{secrets.token_hex(3)}"
+        self.path = self.target.parent / f".{self.target.name[:100]}.ckptkit-{token}.tmp"
+
+    @property
+    def replaces(self) -> bool:
+        """Whether something existing will be replaced, so that the bytes must reach the disk first."""
+        return self.target.exists()
+
+    def __enter__(self) -> "Staging":
+        try:
+            os.mkdir(self.path)
+        except OSError as error:
+            raise io_error(error, str(self.target.parent)) from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def publish(self, files: Sequence[str]) -> None:
+        """Put the staged files (paths relative to the temporary folder, the target's own last) in place."""
+        try:
+            if self.folder:
+                self._publish_folder()
+            else:
+                for name in files[:-1]:
+                    _place(self.path / name, self.target.parent / name, overwrite=False)
+                _place(self.path / files[-1], self.target, overwrite=self.overwrite)
+        except OSError as error:
+            raise io_error(error, str(self.target)) from None
+
+    def _publish_folder(self) -> None:
+        aside = self.path.with_suffix(".old")
+        replaced = self.target.exists()
+        if replaced:
+            os.rename(self.target, aside)
+        try:
+            os.rename(self.path, self.target)
+        except BaseException:
+            if replaced:
+                os.rename(aside, self.target)
+            raise
+        if replaced:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_target(target: Path, *, folder: bool, overwrite: bool) -> None:
+    """Raise CkptError unless something may be put at `target`."""
+    if not target.parent.is_dir():
+        raise CkptError("not-found", "no such folder to write into", target.parent)
+    if not os.path.lexists(target):
+        return
+    if folder:
+        if not target.is_dir():
+            raise CkptError("exists", "the target is to be a folder, but a file has that name", target)
+        if not overwrite and any(target.iterdir()):
+            raise CkptError("exists", "the target folder exists and is not empty", target, "-y replaces it")
+    elif target.is_dir():
+        raise CkptError("exists", "the target is to be a file, but a folder has that name", target)
+    elif target.exists() and not target.is_file():
+        raise CkptError("not-a-file", "the target is a device, pipe or socket", target)
+    elif not overwrite:
+        raise CkptError("exists", "the target exists", target, "-y replaces it")
+
+
+def _place(staged: Path, final: Path, *, overwrite: bool) -> None:
+    if overwrite:
+        os.replace(staged, final)
+        return
+    try:
+        os.link(staged, final)  # unlike a rename, this fails if another process was first
+    except FileExistsError:
+        raise CkptError("exists", "the target appeared meanwhile", final, "-y replaces it") from None
+    except OSError:  # a file system without hard links
+        if os.path.lexists(final):
+            raise CkptError("exists", "the target appeared meanwhile", final, "-y replaces it") from None
+        os.rename(staged, final)
