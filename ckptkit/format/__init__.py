@@ -1,0 +1,70 @@
+"""Formats: reading any checkpoint, and the list of what is read and written."""
+
+import gc
+import os
+from dataclasses import dataclass
+
+from ckptkit.core.budgets import DEFAULT_BUDGETS, Budgets
+from ckptkit.core.files import File
+from ckptkit.core.graph import TensorGraph
+from ckptkit.core.options import ReadOptions
+from ckptkit.format import registry
+
+
+@dataclass(frozen=True, slots=True)
+class FormatInfo:
+    """What ckptkit does with one format. `missing` says what it does not do yet; "" means nothing of note."""
+
+    name: str
+    title: str
+    suffixes: tuple[str, ...]
+    reads: str
+    writes: str
+    missing: str
+    needs: tuple[str, ...]
+
+
+def read(
+    path: str | os.PathLike[str],
+    section: str | None = None,
+    *,
+    variant: str | None = None,
+    budgets: Budgets = DEFAULT_BUDGETS,
+) -> TensorGraph:
+    """Read a checkpoint: a file, a Hugging Face folder, or an index.json. Costs the header, not the weights.
+
+    Args:
+        path: what to read; recognised by content, whatever its suffix.
+        section: dotted path of the part wanted, `"all"` for everything; by default the weights.
+        variant: variant of a folder's files ("fp16").
+        budgets: limits on what a file may ask for.
+
+    Returns:
+        A mapping name → `Tensor` with everything else the checkpoint holds. Nothing found in it was run.
+
+    Raises:
+        CkptError: the file is missing, damaged, hostile, ambiguous or no checkpoint; `code` says which.
+    """
+    return read_with(os.fspath(path), ReadOptions(section, variant, budgets=budgets))
+
+
+def read_with(path: str, options: ReadOptions) -> TensorGraph:
+    """As `read`, with the options as one value."""
+    running = gc.isenabled()
+    gc.disable()  # readers make hundreds of thousands of objects and no garbage: collecting doubles their time
+    try:
+        if os.path.isdir(path):
+            from ckptkit.format.folder import read_folder
+
+            return read_folder(path, options)
+        return registry.identify(File.at(path)).load().read(path, options)
+    finally:
+        if running:
+            gc.enable()
+
+
+def formats() -> tuple[FormatInfo, ...]:
+    """Every format, plugins included, with what is read, written and not yet done."""
+    return tuple(
+        FormatInfo(f.name, f.title, f.suffixes, f.reads, f.writes, f.missing, f.needs) for f in registry.every()
+    )

@@ -1,0 +1,272 @@
+"""The directory of a zip archive, read without its members: names, sizes, methods and where the bytes lie.
+
+    member    local header (30 bytes: signature PK 03 04, flags, method, sizes, lengths) · name · extra ·
+              bytes · data descriptor if flag bit 3
+    central   one header of 46 bytes per member (PK 01 02: method, sizes, local offset) · name · extra · comment
+    end       [zip64 record PK 06 06 · zip64 locator PK 06 07] · record of 22 bytes (PK 05 06) · comment
+
+Sizes or offsets of 0xFFFFFFFF stand in the zip64 extra field (id 1): size, packed size, offset, each only if
+it is saturated. Where a member's bytes start is known only from its *local* header, whose extra field torch
+uses for alignment and the central one does not repeat; so every local header is read and compared.
+
+Refused, because readers disagree about them: two end records, members that overlap or share a header, two
+members of one name, local and central headers that contradict each other, encrypted members, methods other
+than stored (0) and deflated (8), bytes before the archive, anything outside the file. Checksums are ignored,
+as torch does: it can be told not to write them. Source: PKWARE APPNOTE 6.3; torch's inline_container and miniz.
+"""
+
+from dataclasses import dataclass
+from struct import Struct
+from typing import NamedTuple
+
+from ckptkit.core.budgets import Budgets
+from ckptkit.core.errors import CkptError
+from ckptkit.core.files import File, Reader
+from ckptkit.core.findings import Finding
+
+STORED, DEFLATED = 0, 8
+
+_END = Struct("<4sHHHHIIH")
+_LOCATOR = Struct("<4sIQI")
+_END64 = Struct("<4sQHHIIQQQQ")
+_CENTRAL = Struct("<4s4xHH4xIIIHHH8xI")  # flags, method, crc, packed, size, name, extra, comment, local offset
+_LOCAL = Struct("<4s2xHH8xIIHH")  # flags, method, packed, size, name, extra
+_PAIR = Struct("<HH")
+
+_MAX_COMMENT = 0xFFFF
+_SATURATED = 0xFFFFFFFF
+_HIDDEN = 0x2061  # encrypted, patched, strongly encrypted, masked headers
+_STREAMED = 0x0008  # sizes follow in a data descriptor
+
+_WINDOW = 256 << 10  # bytes of neighbouring small members read at once for their local headers
+_NEAR = 2 << 10  # mean distance of local headers below which that beats one read each
+
+
+class Entry(NamedTuple):
+    """One member: `method` STORED or DEFLATED, `packed` bytes in the file from `offset`, `size` inflated."""
+
+    method: int
+    packed: int
+    size: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """A checked zip directory.
+
+    Attributes:
+        file: the archive.
+        entries: name → Entry in central order; folders (names ending in `/`) are left out.
+        checksums: False when every CRC-32 in the directory is zero.
+        findings: oddities that do not change what the members are.
+    """
+
+    file: File
+    entries: dict[str, Entry]
+    checksums: bool
+    findings: tuple[Finding, ...] = ()
+
+
+def read_directory(reader: Reader, budgets: Budgets) -> Directory:
+    """Read and check the directory; costs the central directory and one local header per member.
+
+    Raises CkptError `truncated` (no end record: a half download), `zip-damaged`, `zip-ambiguous`,
+    `zip-duplicate`, `zip-overlap`, `zip-mismatch`, `zip-encrypted`, `zip-method`, `over-budget`.
+    """
+    file = reader.file
+    start, size, count, findings = _end_records(reader)
+    if count > budgets.entries:
+        raise CkptError("over-budget", f"the archive claims {count} members", file.path)
+    raw, checksums = _central(file, reader.read(start, size), count)
+    return Directory(file, _locate(reader, raw, start), checksums, findings)
+
+
+def _damaged(file: File, what: str) -> CkptError:
+    return CkptError("zip-damaged", f"the zip archive is damaged: {what}", file.path)
+
+
+def _end_records(reader: Reader) -> tuple[int, int, int, tuple[Finding, ...]]:
+    """Offset and size of the central directory, number of members, findings."""
+    file = reader.file
+    base = max(0, file.size - _MAX_COMMENT - _END.size)
+    tail = reader.read(base, file.size - base)
+    at = tail.rfind(b"PK\5\6", 0, len(tail) - _END.size + 4)
+    if at < 0:
+        raise CkptError(
+            "truncated",
+            "the zip archive ends without its central directory: the file is incomplete",
+            file.path,
+            "download or copy it again and compare sizes",
+        )
+    other = at
+    while (other := tail.rfind(b"PK\5\6", 0, other)) >= 0:
+        if other + _END.size + int.from_bytes(tail[other + 20 : other + 22], "little") == len(tail):
+            raise CkptError("zip-ambiguous", "the archive's comment holds a second end record", file.path)
+    _, disk, first_disk, here, count, size, start, comment = _END.unpack_from(tail, at)
+    end = base + at
+    after = len(tail) - at - _END.size - comment
+    if after < 0:
+        raise _damaged(file, "its comment passes the end of the file")
+    if disk not in {0, 0xFFFF} or first_disk not in {0, 0xFFFF} or here != count:
+        raise _damaged(file, "it is one part of several")
+
+    if end >= _LOCATOR.size:
+        locator = _LOCATOR.unpack(reader.read(end - _LOCATOR.size, _LOCATOR.size))
+        if locator[0] == b"PK\6\7":
+            wide = _zip64_record(reader, locator[2], end - _LOCATOR.size)
+            for name, narrow, value, full in (
+                ("number of members", count, wide[0], 0xFFFF),
+                ("directory size", size, wide[1], _SATURATED),
+                ("directory offset", start, wide[2], _SATURATED),
+            ):
+                if narrow not in {value, full}:
+                    raise CkptError("zip-ambiguous", f"two end records disagree on the {name}", file.path)
+            count, size, start = wide
+            end = locator[2]
+    if start + size != end:
+        if start + size < end:
+            raise CkptError(
+                "zip-ambiguous",
+                f"{end - start - size} bytes lie before the archive or between its directory and its end",
+                file.path,
+            )
+        raise _damaged(file, "its central directory passes the end record")
+    if count * _CENTRAL.size > size:
+        raise _damaged(file, "its central directory is too small for its members")
+    found: tuple[Finding, ...] = ()
+    if after:
+        found = (Finding("trailing-bytes", "warning", "", f"{after} bytes follow the end of the archive"),)
+    return start, size, count, found
+
+
+def _zip64_record(reader: Reader, at: int, end: int) -> tuple[int, int, int]:
+    """Number of members, size and offset of the central directory from the zip64 end record at `at`."""
+    if at + _END64.size > end:
+        raise _damaged(reader.file, "its zip64 locator points outside the file")
+    sign, length, _, _, disk, first_disk, here, count, size, start = _END64.unpack(
+        reader.read(at, _END64.size)
+    )
+    if sign != b"PK\6\6" or at + 12 + length != end:
+        raise _damaged(reader.file, "its zip64 locator does not point to a zip64 end record")
+    if disk or first_disk or here != count:
+        raise _damaged(reader.file, "it is one part of several")
+    return count, size, start
+
+
+_Raw = tuple[int, int, int, int, int, bytes]  # local offset, flags, method, packed, size, name
+
+
+def _central(file: File, data: bytes, count: int) -> tuple[list[_Raw], bool]:
+    """The members as the central directory tells them; whether any has a checksum."""
+    unpack, header = _CENTRAL.unpack_from, _CENTRAL.size
+    found: list[_Raw] = []
+    add = found.append
+    at = checks = 0
+    try:
+        for _ in range(count):
+            sign, flags, method, crc, packed, size, name_len, extra_len, comment, offset = unpack(data, at)
+            if sign != b"PK\1\2":
+                raise _damaged(file, "an entry of its central directory is not one")
+            name_end = at + header + name_len
+            name = data[at + header : name_end]
+            at = name_end + extra_len + comment
+            if packed == _SATURATED or size == _SATURATED or offset == _SATURATED:
+                extra = data[name_end : name_end + extra_len]
+                size, packed, offset = _widen(file, extra, size, packed, offset)
+            checks |= crc
+            add((offset, flags, method, packed, size, name))
+    except Exception as error:
+        if isinstance(error, CkptError):
+            raise
+        raise _damaged(file, "its central directory ends early") from None
+    if at != len(data):
+        raise _damaged(file, "its central directory and its number of members disagree")
+    return found, checks != 0
+
+
+def _widen(file: File, extra: bytes, *narrow: int) -> tuple[int, int, int]:
+    """Size, packed size and offset with the saturated ones taken from the zip64 extra field."""
+    at = 0
+    while at + 4 <= len(extra):
+        kind, length = _PAIR.unpack_from(extra, at)
+        if kind == 1 and at + 4 + length <= len(extra):
+            field = extra[at + 4 : at + 4 + length]
+            values = [int.from_bytes(field[i : i + 8], "little") for i in range(0, length - 7, 8)]
+            saturated = sum(value == _SATURATED for value in narrow)
+            if len(values) < saturated:
+                break
+            wide = iter(values)
+            size, packed, offset = (next(wide) if value == _SATURATED else value for value in narrow)
+            return size, packed, offset
+        at += 4 + length
+    raise _damaged(file, "a member of more than 4 GiB lacks its zip64 sizes")
+
+
+def _locate(reader: Reader, found: list[_Raw], limit: int) -> dict[str, Entry]:
+    """Read every local header, compare it with the central one, and prove that no two members overlap."""
+    file = reader.file
+    unpack, header = _LOCAL.unpack_from, _LOCAL.size
+    entries: dict[str, Entry] = dict.fromkeys([raw[5].decode("utf-8", "surrogateescape") for raw in found])  # type: ignore[arg-type]
+    if len(entries) != len(found):
+        raise _duplicate(file, found)
+    window, base, stop = b"", 0, 0
+    previous = 0
+    ordered = sorted(found)
+    for index, (at, flags, method, packed, size, raw_name) in enumerate(ordered):
+        name = raw_name.decode("utf-8", "surrogateescape")
+        if at < previous:
+            raise CkptError("zip-overlap", f"member {name!r} overlaps another one", file.path)
+        need = header + len(raw_name)
+        if at + need > stop:
+            if at + need > limit:
+                raise CkptError("zip-damaged", f"member {name!r} starts outside the archive", file.path)
+            ahead = ordered[min(index + 16, len(ordered) - 1)][0]
+            near = ahead - at <= 16 * _NEAR
+            base, stop = at, min(limit, at + (_WINDOW if near else need))
+            window = reader.read(base, stop - base)
+        place = at - base
+        sign, local_flags, local_method, local_packed, local_size, name_len, extra_len = unpack(window, place)
+        place += header
+        if sign != b"PK\3\4":
+            raise CkptError("zip-damaged", f"member {name!r} has no local header", file.path)
+        if window[place : place + name_len] != raw_name or local_method != method:
+            raise _mismatch(file, name)
+        if (flags | local_flags) & _HIDDEN:
+            raise CkptError("zip-encrypted", f"member {name!r} is encrypted", file.path)
+        if not local_flags & _STREAMED or local_size or local_packed:
+            wide = _SATURATED in (local_packed, local_size)
+            if not wide and (local_packed != packed or local_size != size):
+                raise _mismatch(file, name)
+        if method == STORED:
+            if packed != size:
+                raise _mismatch(file, name)
+        elif method != DEFLATED:
+            raise CkptError("zip-method", f"member {name!r} is compressed by method {method}", file.path)
+        start = at + header + name_len + extra_len
+        previous = start + packed
+        if previous > limit:
+            raise CkptError("zip-damaged", f"member {name!r} passes the end of the archive", file.path)
+        entries[name] = Entry(method, packed, size, start)
+    folders = [name for name in entries if name.endswith("/")]
+    for name in folders:
+        if entries[name].size:
+            raise CkptError("zip-damaged", f"the folder {name!r} has contents of its own", file.path)
+        del entries[name]
+    return entries
+
+
+def _duplicate(file: File, found: list[_Raw]) -> CkptError:
+    seen: set[bytes] = set()
+    for raw in found:
+        if raw[5] in seen:
+            break
+        seen.add(raw[5])
+    name = found[len(seen)][5].decode("utf-8", "replace")
+    return CkptError("zip-duplicate", f"two members are named {name!r}", file.path)
+
+
+def _mismatch(file: File, name: str) -> CkptError:
+    return CkptError(
+        "zip-mismatch", f"local and central header of member {name!r} contradict each other", file.path
+    )
