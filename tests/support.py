@@ -49,7 +49,7 @@ def run(*argv: str | os.PathLike[str]) -> Result:
     texts = []
     for stream in (out, err):
         stream.flush()
-        texts.append(stream.buffer.getvalue().decode())  # type: ignore[attr-defined]
+        texts.append(stream.buffer.getvalue().decode())
     return Result(code if isinstance(code, int) else int(bool(code)), *texts)
 
 
@@ -61,7 +61,7 @@ def run_process(
 ) -> Result:
     """Run `python -m ckptkit ARGV…` in a fresh process."""
     done = subprocess.run(
-        [sys.executable, "-m", "ckptkit", *map(os.fspath, argv)],
+        [sys.executable, "-m", "ckptkit", *(os.fspath(arg) for arg in argv)],
         cwd=cwd,
         env=environment(**(env or {})),
         stdin=subprocess.DEVNULL,

@@ -1,0 +1,46 @@
+"""The committed fixtures are what their script makes, byte for byte, and the index knows each of them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support import ROOT, environment
+
+FIXTURES = ROOT / "fixtures"
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Relative path → bytes of every fixture and of the index."""
+    files = [root / "index.json"]
+    files += (path for name in ("good", "hostile") for path in (root / name).rglob("*") if path.is_file())
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(files)}
+
+
+def test_making_them_again_gives_the_same_bytes(tmp_path: Path) -> None:
+    # A fixed hash seed that is unlikely to be the one they were made with: no order may come from a set.
+    subprocess.run(
+        [sys.executable, str(FIXTURES / "make.py"), str(tmp_path)],
+        cwd=tmp_path,
+        env=environment(PYTHONHASHSEED="4321"),
+        check=True,
+        timeout=300,
+    )
+    committed, made = contents(FIXTURES), contents(tmp_path)
+    assert committed.keys() == made.keys()
+    changed = [name for name in committed if committed[name] != made[name]]
+    assert changed == [], "run: python fixtures/make.py"
+
+
+def test_the_index_names_every_fixture_once() -> None:
+    """An entry's path is a file, or a folder whose files belong to one checkpoint."""
+    paths = [entry["path"] for entry in json.loads((FIXTURES / "index.json").read_text("utf-8"))]
+    assert len(paths) == len(set(paths))
+    missing = [path for path in paths if not (FIXTURES / path).exists()]
+    assert missing == []
+    unnamed = [
+        name
+        for name in contents(FIXTURES)
+        if not any(name == path or name.startswith(f"{path}/") for path in paths)
+    ]
+    assert unnamed == []

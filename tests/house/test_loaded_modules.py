@@ -1,0 +1,123 @@
+"""What each command loads: a heavy package only where the work needs it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.house import samples
+from tests.support import environment
+
+HEAVY = {
+    "blake3",
+    "ml_dtypes",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "safetensors",
+    "tabulate",
+    "torch",
+    "transformers",
+    "yaml",
+}
+
+NONE: set[str] = set()
+NUMBERS = {"numpy", "ml_dtypes"}
+COMMANDS = ("inspect", "show", "convert", "formats")
+INPUTS = ("x.safetensors", "x.pt", "x.onnx")
+
+# (command line, heavy packages it may load, exit code). x.* are the samples, lfs.bin a git-LFS pointer.
+CASES: list[tuple[str, set[str], int]] = [
+    ("--help", NONE, 0),
+    ("--version", NONE, 0),
+    ("no-such-command", NONE, 2),
+    ("formats", {"tabulate"}, 0),
+    ("formats --json", NONE, 0),
+    *((f"{command} --help", NONE, 0) for command in COMMANDS),
+    *((f"inspect {path}", NONE, 0) for path in INPUTS),
+    *((f"inspect {path} --json", NONE, 0) for path in INPUTS),
+    *((f"inspect {path} --lines", NONE, 0) for path in INPUTS),
+    *((f"inspect {path} --objects", NONE, 0) for path in INPUTS),
+    ("inspect x.pt --sort size", NONE, 0),
+    ("inspect x.pt x.safetensors x.onnx", NONE, 0),
+    ("inspect lfs.bin", NONE, 2),
+    ("inspect missing.pt", NONE, 2),
+    *((f"inspect {path} --stats", NUMBERS, 0) for path in INPUTS),
+    *((f"show {path} fc.weight", NUMBERS, 0) for path in INPUTS),
+    ("convert x.pt y.safetensors", NONE, 0),
+    ("convert x.pt y.pt", NONE, 0),
+    ("convert x.safetensors y.pt", NONE, 0),
+    ("convert x.safetensors y.safetensors", NONE, 0),
+    ("convert x.onnx y.safetensors", NONE, 0),
+    ("convert x.onnx y.pt", NONE, 0),
+    ("convert x.onnx y.onnx", NONE, 0),
+    ("convert x.pt y.safetensors --dry-run", NONE, 0),
+    ("convert x.pt y.safetensors --include *.weight", NONE, 0),
+    ("convert x.pt y.safetensors --rules strip:fc.", NONE, 0),
+    ("convert x.pt out --to safetensors --max-shard-size 1MB", NONE, 0),
+    ("convert x.pt y.safetensors --dtype bfloat16 --dry-run", NONE, 0),
+    ("convert x.pt y.safetensors --dtype bfloat16", NUMBERS, 0),
+    ("convert x.pt y.safetensors --receipt r.json", {"blake3"}, 0),
+    ("convert x.pt y.safetensors --verify", {"safetensors", *NUMBERS}, 0),
+    ("convert x.safetensors y.onnx", NONE, 2),
+]
+
+# Runs the command line in argv[2:] and writes what it loaded to the file argv[1].
+DRIVER = """
+import sys
+before = set(sys.modules)
+code = 0
+try:
+    from ckptkit.cli import main
+    code = main(sys.argv[2:])
+except SystemExit as stop:
+    code = stop.code
+loaded = sorted({name.partition(".")[0] for name in set(sys.modules) - before})
+with open(sys.argv[1], "w", encoding="utf-8") as file:
+    file.write("\\n".join(loaded))
+sys.exit(code)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    samples.safetensors(tmp_path / "x.safetensors")
+    samples.pytorch(tmp_path / "x.pt")
+    samples.onnx(tmp_path / "x.onnx")
+    samples.lfs_pointer(tmp_path / "lfs.bin")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("line", "allowed", "code"), CASES, ids=[line for line, _, _ in CASES])
+def test_only_what_the_command_needs_is_loaded(folder: Path, line: str, allowed: set[str], code: int) -> None:
+    report = folder / "loaded.txt"
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, str(report), *line.split()],
+        cwd=folder,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    loaded = set(report.read_text("utf-8").split())
+    assert "ckptkit" in loaded
+    assert loaded & HEAVY <= allowed, f"{line} loads {sorted(loaded & HEAVY - allowed)}"
+
+
+def test_every_command_has_a_case() -> None:
+    """A command added to the group is added to COMMANDS, and to the table above."""
+    import click
+
+    import ckptkit.cli
+
+    (group,) = {
+        id(value): value for value in vars(ckptkit.cli).values() if isinstance(value, click.Group)
+    }.values()
+    names = set(group.list_commands(click.Context(group)))
+    assert names == set(COMMANDS)
+    for name in names:
+        assert any(line.startswith(f"{name} ") or line == name for line, _, _ in CASES), name
