@@ -4,6 +4,8 @@ Tensors stand in offset order. A `__metadata__` entry `dropped: kept`, as safete
 tensors, is restored as a second name of the same bytes. Sharded checkpoints are `ckptkit.format.shards`.
 """
 
+from collections.abc import Mapping
+
 from ckptkit.core.files import File
 from ckptkit.core.graph import Origin, TensorGraph
 from ckptkit.core.options import ReadOptions
@@ -30,12 +32,13 @@ def read(path: str, options: ReadOptions) -> TensorGraph:
     return TensorGraph(tensors, origin, metadata=metadata)
 
 
-def restore_ties(tensors: dict[str, Tensor], metadata: dict[str, str]) -> dict[str, str]:
+def restore_ties(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
     """Add the names that `metadata` records as ties to `tensors`; returns the metadata that remains."""
-    ties = {
-        dropped: tensors[kept]
-        for dropped, kept in metadata.items()
-        if kept in tensors and dropped not in tensors and dropped not in _RESERVED
-    }
+    ties = {key: tensors[value] for key, value in metadata.items() if reads_as_tie(key, value, tensors)}
     tensors.update(ties)
     return {key: value for key, value in metadata.items() if key not in ties}
+
+
+def reads_as_tie(key: str, value: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a metadata entry is another name (`key`) of a tensor that is there (`value`)."""
+    return value in tensors and key not in tensors and key not in _RESERVED
