@@ -11,10 +11,11 @@ Names are loaded on first use, so that importing the package costs next to nothi
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from ckptkit.core.version import VERSION
+
+__version__ = VERSION
 
 if TYPE_CHECKING:
-    from ckptkit.verbs.convert import Plan, Receipt, convert, plan, write
     from ckptkit.core.budgets import Budgets
     from ckptkit.core.dtypes import DType
     from ckptkit.core.errors import CkptError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ckptkit.core.graph import TensorGraph
     from ckptkit.core.tensor import Tensor
     from ckptkit.format import formats, read
+    from ckptkit.verbs.convert import Plan, Receipt, convert, plan, write
 
 _HOME = {
     "Budgets": "ckptkit.core.budgets",

@@ -32,7 +32,7 @@ class File:
 
     @classmethod
     def at(cls, path: str | os.PathLike[str]) -> "File":
-        """Look at the file. Raises CkptError `not-found`, `not-a-file` (folder, pipe, device) or `io-error`."""
+        """Look at the file. Raises CkptError `not-found`, `not-a-file` (folder, pipe, …) or `io-error`."""
         name = os.fspath(path)
         try:
             found = os.stat(name)
@@ -48,7 +48,7 @@ class File:
         return cls(name, found.st_size, found.st_mtime_ns, found.st_ino)
 
     def open(self) -> "Reader":
-        """Open for reading; use as a context manager. Raises CkptError `changed-on-disk` if it is no longer the same."""
+        """Open for reading, as a context manager. Raises CkptError `changed-on-disk` if it is another now."""
         return Reader(self)
 
 
@@ -85,7 +85,7 @@ class Reader:
             )
 
     def read(self, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes from `offset`. Raises CkptError `truncated` if the file ends before, `io-error`."""
+        """Exactly `size` bytes from `offset`. Raises CkptError `truncated` or `io-error`."""
         try:
             data = _pread(self.fd, size, offset)
             if len(data) == size:

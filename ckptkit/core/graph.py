@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-
 from typing import Any
 
 from ckptkit.core.errors import CkptError
@@ -29,7 +28,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """An input or output of a graph: dtype name ("" if unknown) and dimensions (a string is symbolic, None unknown)."""
+    """An input or output of a graph: dtype name ("" if unknown), dimensions (str symbolic, None unknown)."""
 
     name: str
     dtype: str
@@ -65,7 +64,7 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of a trainer checkpoint. `role` is weights, ema, optimizer or other; `name` is its dotted path."""
+    """A part of a trainer checkpoint: dotted path, role (weights, ema, optimizer, other) and size."""
 
     name: str
     role: str

@@ -117,7 +117,7 @@ class _Writer:
                     for worker in as_completed([pool.submit(self._work, tasks) for _ in range(WORKERS)]):
                         worker.result()
                 finally:
-                    self.stop.set()  # after a failure or Ctrl-C: let the threads leave before the file is closed
+                    self.stop.set()  # after a failure or Ctrl-C the threads leave before the file closes
             for reader in self.readers.values():
                 reader.check()
             if self.file.seal is not None:
@@ -248,7 +248,7 @@ if hasattr(os, "pwrite"):
 else:  # no positional writes: one seek and write at a time
     _seek = threading.Lock()
 
-    def _pwrite(fd: int, data: memoryview, offset: int, /) -> int:
+    def _pwrite(fd: int, data: Buffer, offset: int, /) -> int:
         with _seek:
             os.lseek(fd, offset, os.SEEK_SET)
             return os.write(fd, data)

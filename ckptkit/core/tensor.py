@@ -1,7 +1,8 @@
 """A tensor as a manifest entry: element type, shape, and where its bytes lie.
 
-Nearly every tensor is a plain run of bytes in a file and is held as (file, offset). Everything else (strided
-views, deflated archive members, swapped byte order, values computed by an operation) stands behind a `Source`.
+Nearly every tensor is a plain run of bytes in a file and is held as (file, offset). Everything else
+(strided views, deflated archive members, swapped byte order, values computed by an operation) stands behind a
+`Source`.
 """
 
 from collections.abc import Hashable, Iterator

@@ -1,0 +1,260 @@
+"""Deciding a conversion: what is written where, what changes, what is lost. Touches nothing."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from ckptkit.core.dtypes import DTYPES
+from ckptkit.core.errors import CkptError
+from ckptkit.core.findings import Finding
+from ckptkit.core.globs import matching, selected
+from ckptkit.core.graph import TensorGraph
+from ckptkit.core.plan import Layout, OutputFile, Ties, WriteOptions
+from ckptkit.core.stream import memory_bound
+from ckptkit.core.tensor import Tensor
+from ckptkit.format import folder, read, registry
+from ckptkit.match.schemes import quantized_members
+from ckptkit.rules.prefix import Prefix
+
+MAX_EXPAND = 16.0
+EXPAND_FLOOR = 1 << 30
+CASTABLE = ("float64", "float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A conversion decided completely; nothing has been written.
+
+    Attributes:
+        source: the graph as read, all selected tensors under their names in the file.
+        graph: the graph as it will be written: selected, renamed, cast.
+        target: path of the output; a folder if `folder`.
+        format: registry name of the format written.
+        layout: the output files with every offset.
+        names: name written → name read.
+        cast: names (as written) whose dtype changes, with the dtype they had.
+        left_out: what was not selected and is not carried, in words.
+        losses: what cannot be carried; each code must be in `allowed` for `write` to start.
+        notes: what else is worth telling.
+        memory: upper bound in bytes of the buffers held while writing.
+    """
+
+    source: TensorGraph
+    graph: TensorGraph
+    target: str
+    folder: bool
+    format: str
+    layout: Layout
+    names: Mapping[str, str]
+    cast: Mapping[str, str]
+    left_out: tuple[str, ...]
+    losses: tuple[Finding, ...]
+    notes: tuple[Finding, ...]
+    allowed: frozenset[str]
+    memory: int
+    sidecar: str | None = None
+    extras: tuple[OutputFile, ...] = ()
+
+    @property
+    def files(self) -> tuple[OutputFile, ...]:
+        """Every file that will be written, side files of a folder included; the target's own file last."""
+        return (*self.extras, *self.layout.files)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all output files."""
+        return sum(f.size for f in self.files)
+
+    def refusal(self) -> CkptError | None:
+        """Why `write` would refuse: the first loss that was not allowed."""
+        return next((_refused(loss) for loss in self.losses if loss.code not in self.allowed), None)
+
+
+def plan(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    *,
+    to: str | None = None,
+    section: str | None = None,
+    variant: str | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    rules: Sequence[str] = (),
+    dtype: str | None = None,
+    keep_dtype: Sequence[str] = (),
+    ties: Ties = "keep",
+    max_shard_size: int | None = None,
+    external: Literal["auto", "inline", "external"] = "auto",
+    metadata: Mapping[str, str] | None = None,
+    no_metadata: bool = False,
+    allow_loss: Sequence[str] = (),
+    max_expand: float = MAX_EXPAND,
+    sidecar: str | os.PathLike[str] | None = None,
+    with_code: bool = False,
+) -> Plan:
+    """Decide a conversion without writing anything.
+
+    Args:
+        src: file, folder or index to read.
+        dst: file or folder to write; its suffix names the format unless `to` does. A path without a suffix
+            or with a trailing slash is a folder.
+        to: registry name of the format to write.
+        section, variant: as for `ckptkit.read`.
+        include, exclude: shell patterns over the names as read.
+        rules: `strip:PREFIX` or `add:PREFIX`, applied in order.
+        dtype: cast float64, float32, float16 and bfloat16 tensors to this dtype.
+        keep_dtype: shell patterns (names as read) of tensors that keep theirs.
+        ties: write tied tensors once where the format can (`keep`), once per name (`copy`), or refuse.
+        max_shard_size: greatest size of one file in bytes; needs a folder as target.
+        external: ONNX weights inside the model, beside it, or as they are.
+        metadata: keys to set; `no_metadata` drops what the source has first.
+        allow_loss: codes of losses that are accepted.
+        max_expand: refuse to write more than this many times the stored bytes (beyond 1 GiB).
+        sidecar: JSON file for the non-tensor objects.
+        with_code: a folder's `*.py` files are copied too.
+
+    Raises:
+        CkptError: the source cannot be read or the target not be written in that format.
+    """
+    whole = read(src, section, variant=variant)
+    names = selected(whole, include, exclude)
+    source = whole.select(names) if len(names) < len(whole) else whole
+    graph, original = _renamed(source, rules)
+    keep = frozenset(matching(source, keep_dtype)) if keep_dtype else frozenset()
+    graph, cast = _cast(graph, original, dtype, keep)
+    graph = replace(graph, metadata=_metadata(graph, metadata, no_metadata))
+    _refuse_bomb(graph, max_expand)
+
+    target, into_folder, writer = _target(dst, to, graph)
+    options = WriteOptions(ties=ties, max_shard_size=max_shard_size, external=external)
+    stem = folder.weights_name(writer.name) if into_folder else target.name
+    layout = writer.load().layout(graph, stem, options)
+    if not into_folder and writer.name != "onnx" and len(layout.files) > 1:
+        raise CkptError(
+            "needs-folder", "several files need a folder to stand in", target, f"write to {target.stem}/"
+        )
+    extras = folder.companions(graph, writer.name, dtype, with_code) if into_folder else ()
+    result = Plan(
+        source=source,
+        graph=graph,
+        target=str(target),
+        folder=into_folder,
+        format=writer.name,
+        layout=layout,
+        names=original,
+        cast=cast,
+        left_out=_left_out(whole, source, sidecar is not None),
+        losses=layout.losses,
+        notes=(*whole.findings, *layout.notes),
+        allowed=frozenset(allow_loss),
+        memory=max(map(memory_bound, layout.files), default=0),
+        sidecar=None if sidecar is None else os.fspath(sidecar),
+        extras=extras,
+    )
+    _refuse_inputs(result)
+    return result
+
+
+def _renamed(graph: TensorGraph, rules: Sequence[str]) -> tuple[TensorGraph, dict[str, str]]:
+    """The graph after the rules, and new name → name as read."""
+    original = {name: name for name in graph}
+    for rule in rules:
+        rewrite = Prefix.parse(rule).apply(graph)
+        original = {rewrite.trace.get(now, now): first for now, first in original.items()}
+        graph = rewrite.graph
+    return graph, original
+
+
+def _cast(
+    graph: TensorGraph, original: Mapping[str, str], dtype: str | None, keep: frozenset[str]
+) -> tuple[TensorGraph, dict[str, str]]:
+    """The graph with float tensors cast, and name → dtype it had. Quantised weights and their scales stay."""
+    if dtype is None:
+        return graph, {}
+    wanted = DTYPES.get(dtype)
+    if wanted is None or wanted.kind != "float" or wanted.bits < 8:
+        raise CkptError("dtype-unknown", "cannot cast to this dtype", dtype, f"one of {', '.join(CASTABLE)}")
+    from ckptkit.ops.cast import cast
+
+    fixed = keep | quantized_members(graph)
+    tensors: dict[str, Tensor] = {}
+    changed: dict[str, str] = {}
+    for name, tensor in graph.items():
+        had = tensor.dtype.name
+        if had in CASTABLE and had != dtype and original[name] not in fixed and name not in fixed:
+            changed[name] = had
+            tensor = cast(tensor, wanted)
+        tensors[name] = tensor
+    return replace(graph, tensors=tensors), changed
+
+
+def _metadata(graph: TensorGraph, added: Mapping[str, str] | None, drop: bool) -> dict[str, str]:
+    return {**({} if drop else graph.metadata), **(added or {})}
+
+
+def _refuse_bomb(graph: TensorGraph, max_expand: float) -> None:
+    """A 4-byte storage can claim terabytes through zero strides or deflation; writing them needs consent."""
+    stored = graph.origin.stored
+    if graph.nbytes > EXPAND_FLOOR and graph.nbytes > max_expand * stored:
+        raise CkptError(
+            "expands",
+            f"{stored} stored bytes would become {graph.nbytes}",
+            graph.origin.path,
+            f"--max-expand {graph.nbytes // max(stored, 1) + 1} if that is meant",
+        )
+
+
+def _target(
+    dst: str | os.PathLike[str], to: str | None, graph: TensorGraph
+) -> tuple[Path, bool, registry.Format]:
+    """Where the output goes, whether that is a folder, and the format that writes it."""
+    text = os.fspath(dst)
+    path = Path(text)
+    by_suffix = registry.for_suffix(path.name)
+    into_folder = text.endswith(("/", os.sep)) or path.is_dir() or (by_suffix is None and not path.suffix)
+    if to is not None:
+        chosen = registry.named(to)
+    elif into_folder:
+        chosen = registry.named("safetensors")
+    elif by_suffix is None:
+        raise CkptError(
+            "format-unknown",
+            f"no format is written to {path.suffix} files",
+            text,
+            "--to FORMAT names it; see ckptkit formats",
+        )
+    else:
+        chosen = by_suffix
+    if not chosen.writes:
+        raise CkptError("not-writable", f"{chosen.title} is read, not written", text, "see ckptkit formats")
+    return path, into_folder, chosen
+
+
+def _left_out(whole: TensorGraph, source: TensorGraph, sidecar: bool) -> tuple[str, ...]:
+    out = []
+    chosen = whole.origin.section
+    if chosen:
+        out += [s.name for s in whole.origin.sections if s.name != chosen]
+    if len(source) < len(whole):
+        out.append(f"{len(whole) - len(source)} tensors by --include/--exclude")
+    if whole.objects and not sidecar:
+        out.append(f"{len(whole.objects)} non-tensor values (--sidecar FILE.json keeps what JSON can hold)")
+    return tuple(out)
+
+
+def _refuse_inputs(plan: Plan) -> None:
+    """Never write onto what is being read: not the target, the sidecar, or a folder around an input."""
+    inputs = {os.path.realpath(f.path) for f in plan.source.origin.files}
+    inputs.add(os.path.realpath(plan.source.origin.path))
+    places = [plan.target] if plan.sidecar is None else [plan.target, plan.sidecar]
+    for place in places:
+        real = os.path.realpath(place)
+        if any(path == real or path.startswith(real + os.sep) for path in inputs):
+            raise CkptError("target-is-source", "this is what is being read", place, "write somewhere else")
+
+
+def _refused(loss: Finding) -> CkptError:
+    hint = loss.hint or f"--allow-loss {loss.code} accepts it"
+    return CkptError(loss.code, loss.message, loss.where, hint)

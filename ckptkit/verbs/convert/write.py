@@ -1,0 +1,169 @@
+"""Carrying out a plan: stream, check, put in place."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from ckptkit.core.errors import CkptError
+from ckptkit.core.plan import OutputFile, Piece
+from ckptkit.core.staging import Staging, check_target
+from ckptkit.core.stream import write_file
+from ckptkit.core.tensor import Tally, Tensor
+from ckptkit.core.version import VERSION
+from ckptkit.match.digest import combine, tensor_digest, tensor_hasher
+from ckptkit.match.receipt import FileRecord, Receipt, TensorRecord
+from ckptkit.match.written import check_header, compare_bytes, open_with_reference
+from ckptkit.verbs.convert.plan import Plan
+
+Progress = Callable[[str, int, int], None]
+
+
+def write(
+    plan: Plan,
+    *,
+    overwrite: bool = False,
+    verify: bool = False,
+    receipt: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Receipt:
+    """Carry out a plan. The target appears whole or not at all.
+
+    Args:
+        plan: what `plan` decided.
+        overwrite: replace an existing target, sidecar and receipt.
+        verify: read every byte back, compare it with its source, and open the result with the format's
+            reference library where that is installed.
+        receipt: JSON file to record what came from where in, with a digest of every tensor.
+        progress: called with the phase (`write`, `verify`), bytes done and bytes in all.
+
+    Raises:
+        CkptError: a loss was not allowed, the target exists, the disk is full, the source changed, or what
+            was written does not read back.
+    """
+    refusal = plan.refusal()
+    if refusal is not None:
+        raise refusal
+    side = {os.fspath(p): p for p in (plan.sidecar, receipt) if p is not None}
+    for path in side:
+        check_target(Path(os.path.abspath(path)), folder=False, overwrite=overwrite)
+
+    tally = Tally()
+    hashers: dict[str, Any] = {}
+    with ExitStack() as stack:
+        staging = stack.enter_context(Staging(plan.target, folder=plan.folder, overwrite=overwrite))
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            if progress is not None:
+                progress("write", done, plan.nbytes)
+
+        for file in plan.files:
+            path = staging.path / file.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            streamed = write_file(
+                file,
+                path,
+                progress=advance,
+                observe=(lambda piece: _observer(piece, hashers)) if receipt is not None else None,
+                sync=staging.replaces,
+            )
+            for code, count in streamed.tally.counts.items():
+                tally.add(code, count)
+        _refuse_tally(tally, plan)
+        entry = staging.path if plan.folder else staging.path / plan.files[-1].path
+        written = check_header(entry, plan.graph)
+        if verify:
+            compare_bytes(written, plan.graph, progress)
+        reference = verify and open_with_reference(
+            plan.format, [staging.path / f.path for f in plan.layout.files]
+        )
+        result = _receipt(plan, hashers, tally, verify, reference or None)
+        texts = {}
+        if plan.sidecar is not None:
+            texts[plan.sidecar] = _sidecar(plan)
+        if receipt is not None:
+            texts[os.fspath(receipt)] = result.text()
+        staged = []
+        for place, text in texts.items():
+            beside = stack.enter_context(Staging(place, folder=False, overwrite=overwrite))
+            data = text.encode("utf-8", "backslashreplace")
+            name = beside.target.name
+            write_file(OutputFile(name, len(data), (Piece(0, len(data), data),)), beside.path / name)
+            staged.append((beside, name))
+        staging.publish([f.path for f in plan.files])
+        for beside, name in staged:
+            beside.publish([name])
+    return result
+
+
+def _refuse_tally(tally: Tally, plan: Plan) -> None:
+    """Losses that only the values show stop publication unless they were allowed."""
+    for code, count in tally.counts.items():
+        if code not in plan.allowed:
+            raise CkptError(
+                code,
+                f"{count} values would be lost",
+                plan.source.origin.path,
+                f"--allow-loss {code} accepts it",
+            )
+
+
+def _observer(piece: Piece, hashers: dict[str, Any]) -> Any:
+    if not piece.name or not isinstance(piece.content, Tensor):
+        return None
+    hashers[piece.name] = tensor_hasher(piece.content)
+    return hashers[piece.name]
+
+
+def _receipt(
+    plan: Plan, hashers: Mapping[str, Any], tally: Tally, verified: bool, reference: bool | None
+) -> Receipt:
+    ties = plan.graph.ties()
+    digests = {name: hasher.hexdigest() for name, hasher in hashers.items()}
+    for name, tensor in plan.graph.items():
+        if (
+            digests and name not in digests
+        ):  # a tied name shares its bytes; what the writer left inline is read again
+            digests[name] = digests.get(ties.get(name, "")) or tensor_digest(tensor)
+    tensors = tuple(
+        TensorRecord(
+            name,
+            plan.names[name],
+            tensor.dtype.name,
+            plan.cast.get(name, tensor.dtype.name),
+            tensor.shape,
+            digests.get(name),
+        )
+        for name, tensor in plan.graph.items()
+    )
+    losses = {loss.code: 1 for loss in plan.losses} | tally.counts
+    root = Path(plan.target) if plan.folder else Path(plan.target).parent
+    return Receipt(
+        source=plan.source.origin.path,
+        source_format=plan.source.origin.format,
+        target=plan.target,
+        target_format=plan.format,
+        inputs=tuple(FileRecord(f.path, f.size) for f in plan.source.origin.files),
+        outputs=tuple(FileRecord(str(root / f.path), f.size) for f in plan.files),
+        section=plan.source.origin.section,
+        tensors=tensors,
+        ties=ties,
+        left_out=plan.left_out,
+        losses=losses,
+        digest=combine(digests) if digests else None,
+        verified=verified,
+        reference=reference,
+        version=VERSION,
+    )
+
+
+def _sidecar(plan: Plan) -> str:
+    """The non-tensor objects: those that JSON can hold by path, the others by their type."""
+    held = {leaf.path: leaf.value for leaf in plan.source.objects if not leaf.opaque}
+    named = {leaf.path: leaf.type for leaf in plan.source.objects if leaf.opaque}
+    return json.dumps({"schema": "ckptkit.sidecar/1", "objects": held, "not_held": named}, indent=1) + "\n"
