@@ -2,7 +2,7 @@
 
     member    local header (30 bytes: signature PK 03 04, flags, method, sizes, lengths) · name · extra ·
               bytes · data descriptor if flag bit 3
-    central   one header of 46 bytes per member (PK 01 02: method, sizes, local offset) · name · extra · comment
+    central   per member a header (46 bytes: PK 01 02, method, sizes, local offset) · name · extra · comment
     end       [zip64 record PK 06 06 · zip64 locator PK 06 07] · record of 22 bytes (PK 05 06) · comment
 
 Sizes or offsets of 0xFFFFFFFF stand in the zip64 extra field (id 1): size, packed size, offset, each only if
@@ -12,11 +12,12 @@ uses for alignment and the central one does not repeat; so every local header is
 Refused, because readers disagree about them: two end records, members that overlap or share a header, two
 members of one name, local and central headers that contradict each other, encrypted members, methods other
 than stored (0) and deflated (8), bytes before the archive, anything outside the file. Checksums are ignored,
-as torch does: it can be told not to write them. Source: PKWARE APPNOTE 6.3; torch's inline_container and miniz.
+as torch does: it can be told not to write them. Sources: PKWARE APPNOTE 6.3; torch's inline_container, miniz.
 """
 
 from dataclasses import dataclass
 from struct import Struct
+from struct import error as StructError
 from typing import NamedTuple
 
 from ckptkit.core.budgets import Budgets
@@ -29,8 +30,9 @@ STORED, DEFLATED = 0, 8
 _END = Struct("<4sHHHHIIH")
 _LOCATOR = Struct("<4sIQI")
 _END64 = Struct("<4sQHHIIQQQQ")
-_CENTRAL = Struct("<4s4xHH4xIIIHHH8xI")  # flags, method, crc, packed, size, name, extra, comment, local offset
-_LOCAL = Struct("<4s2xHH8xIIHH")  # flags, method, packed, size, name, extra
+# signature, flags, method, crc, packed, size, name, extra, comment, local offset
+_CENTRAL = Struct("<4s4xHH4xIIIHHH8xI")
+_LOCAL = Struct("<4s2xHH8xIIHH")  # signature, flags, method, packed, size, name, extra
 _PAIR = Struct("<HH")
 
 _MAX_COMMENT = 0xFFFF
@@ -176,9 +178,7 @@ def _central(file: File, data: bytes, count: int) -> tuple[list[_Raw], bool]:
                 size, packed, offset = _widen(file, extra, size, packed, offset)
             checks |= crc
             add((offset, flags, method, packed, size, name))
-    except Exception as error:
-        if isinstance(error, CkptError):
-            raise
+    except StructError:
         raise _damaged(file, "its central directory ends early") from None
     if at != len(data):
         raise _damaged(file, "its central directory and its number of members disagree")
