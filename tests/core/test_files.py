@@ -66,21 +66,11 @@ def test_a_file_that_changed_since_it_was_seen_is_not_opened(ten: Path, change: 
     assert caught.value.code == "changed-on-disk"
 
 
+WINDOWS = [r"C:\x", "C:x", r"\\host\x", r"a\..\..\x"]
+
+
 @pytest.mark.parametrize(
-    "name",
-    [
-        "../x",
-        "a/../../x",
-        "/etc/passwd",
-        "C:\\x",
-        "C:x",
-        "\\\\host\\x",
-        "a\\..\\..\\x",
-        "x\0y",
-        "",
-        "https://h/x",
-        "/",
-    ],
+    "name", ["../x", "a/../../x", "/etc/passwd", "x\0y", "", "https://h/x", "/", *WINDOWS]
 )
 def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(CkptError) as caught:

@@ -47,9 +47,14 @@ def test_a_failure_leaves_nothing_and_keeps_the_old(tmp_path: Path, folder: bool
     else:
         target.write_bytes(b"old")
     before = listing(tmp_path)
-    with pytest.raises(ZeroDivisionError), Staging(target, folder=folder, overwrite=True) as staging:
-        (staging.path / "out").write_bytes(b"half")
-        raise ZeroDivisionError
+
+    def fail_halfway() -> None:
+        with Staging(target, folder=folder, overwrite=True) as staging:
+            (staging.path / "out").write_bytes(b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_halfway()
     assert listing(tmp_path) == before
 
 
@@ -69,7 +74,7 @@ def test_a_folder_replaces_a_folder_as_a_whole(tmp_path: Path) -> None:
         (lambda p: p.mkdir(), False, "exists"),
         (lambda p: p.write_bytes(b""), True, "exists"),
         (lambda p: (p.mkdir(), (p / "x").touch()), True, "exists"),
-        (lambda p: os.mkfifo(p), False, "not-a-file"),
+        (os.mkfifo, False, "not-a-file"),
         (lambda p: p.symlink_to("nowhere"), False, "exists"),
     ],
 )
