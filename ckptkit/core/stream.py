@@ -243,6 +243,7 @@ def _segments(run: _Task) -> Iterator[_Task]:
         yield _Task(run.index, part, run.offset + at, size, Extent(file, start + at, size))
 
 
+_pwrite: Callable[[int, Buffer, int], int]
 if hasattr(os, "pwrite"):
     _pwrite = os.pwrite
 else:  # no positional writes: one seek and write at a time
