@@ -1,0 +1,262 @@
+"""Tensor names as people read them: natural order, a prefix tree, and repeated layers folded into one.
+
+A name is cut before every `.` and `/` into segments that joined together give the name again
+(`layers.0.weight` → `layers`, `.0`, `.weight`). Siblings whose subtrees are equal (same names below, same
+signatures) become one branch with several alternatives:
+
+    model.layers.{0..31}          numbered siblings, gaps and exceptions as they are: {0..2,4..31} and {3}
+    self_attn.{q,o}_proj.weight   a few named siblings with a small subtree
+
+so a branch stands for the product of its alternatives, and `unfold` gives back exactly the names that went in.
+Work and memory are linear in the names: equal subtrees are recognised by number, not compared, and each
+distinct one is folded once. Names deeper than `DEPTH` keep the rest as one segment, which bounds recursion.
+"""
+
+import re
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from itertools import islice, product
+from os.path import commonprefix
+from typing import NamedTuple, Union
+
+DEPTH = 64  # segments of one name; real names have up to about 12
+LONG = 1_000  # characters of a name that is cut with care, of a segment that is not looked at for numbers
+NODES = 2_000_000  # of the prefix tree; names that would need more stand alone
+NAMED = 8  # most siblings written as one `{a,b,…}`
+LINES = 4  # most lines below siblings that are written so
+RANGES = 12  # most ranges in one `{0..3,7,…}`
+
+_SEGMENTS = re.compile(r"[./]?[^./]*")
+_NUMBERED = re.compile(r"(.*?)([0-9]{1,18})([^0-9]*)", re.DOTALL)
+_DIGITS = re.compile(r"([0-9]+)")
+
+_Node = dict[str, Union["_Node", int]]  # segment → subtree, or the number of a leaf's signature
+
+
+class Branch(NamedTuple):
+    """Names that share a prefix or a signature: the product of the alternatives of `parts`, then `children`.
+
+    Attributes:
+        parts: for each step of the path below the parent the segments that may stand there; usually one.
+        children: what is below; empty for a leaf.
+        signature: of a leaf, what all its names have in common (dtype and shape, say); else None.
+        copies: how many paths `parts` stands for.
+        names: how many names the branch stands for, those of its children included.
+        lines: how many leaves it has.
+    """
+
+    parts: tuple[tuple[str, ...], ...]
+    children: tuple["Branch", ...]
+    signature: Hashable
+    copies: int
+    names: int
+    lines: int
+
+    @property
+    def label(self) -> str:
+        """The path below the parent, alternatives in braces: `.self_attn.{q,o}_proj.weight`."""
+        return "".join(map(braces, self.parts))
+
+    @property
+    def paths(self) -> Iterator[str]:
+        """The paths below the parent, one by one."""
+        return map("".join, product(*self.parts))
+
+
+Tree = tuple[Branch, ...]
+
+
+def natural(name: str) -> list[str | int]:
+    """Sort key that counts: `layer.2` comes before `layer.10`."""
+    pieces: list[str | int] = list(_DIGITS.split(name))
+    pieces[1::2] = [int(str(digits)[:4000]) for digits in pieces[1::2]]
+    return pieces
+
+
+def segments(name: str) -> list[str]:
+    """The name cut before each `.` and `/`, into at most `DEPTH` pieces; joined they are the name."""
+    if len(name) > LONG:
+        found = [match[0] for match in islice(_SEGMENTS.finditer(name), DEPTH - 1)]
+        return [*found, name[sum(map(len, found)) :]]
+    found = _SEGMENTS.findall(name)
+    if len(found) > 1 and not found[-1]:
+        found.pop()
+    return found[: DEPTH - 1] + ["".join(found[DEPTH - 1 :])] if len(found) > DEPTH else found
+
+
+def fold(names: Iterable[tuple[str, Hashable]]) -> Tree:
+    """Fold (name, signature) pairs into a tree; names must differ.
+
+    Siblings keep the order they come in, except that numbered ones count upwards. Names fold together only
+    where their signatures are equal.
+    """
+    root: _Node = {}
+    parents = {"": root}
+    signatures: dict[Hashable, int] = {}
+    nodes = 0
+    for name, signature in names:
+        cut = max(name.rfind("."), name.rfind("/"), 0)
+        node = parents.get(name[:cut])
+        if node is None and nodes > NODES:
+            node, cut = root, 0
+        elif node is None:
+            node = root
+            for segment in segments(name[:cut]):
+                below = node.get(segment)
+                if not isinstance(below, dict):
+                    # A name that others continue stands below its own node, as "".
+                    below = node[segment] = {} if below is None else {"": below}
+                    nodes += 1
+                node = below
+            parents[name[:cut]] = node
+        number = signatures.setdefault(signature, ~len(signatures))
+        taken = node.get(name[cut:])
+        if isinstance(taken, dict):
+            taken[""] = number
+        else:
+            node[name[cut:]] = number
+    folder = _Folder(list(signatures))
+    return folder.tree(folder.number(root))
+
+
+def unfold(tree: Iterable[Branch]) -> Iterator[str]:
+    """Every name a tree stands for."""
+    for branch in tree:
+        for path in branch.paths:
+            if branch.children:
+                for rest in unfold(branch.children):
+                    yield path + rest
+            else:
+                yield path
+
+
+class _Folder:
+    """Numbers subtrees so that equal ones have equal numbers, and folds each of them once.
+
+    A leaf's number is negative (the complement of its signature's index), a subtree's is its index.
+    """
+
+    def __init__(self, signatures: list[Hashable]) -> None:
+        self.signatures = signatures
+        self.numbers: dict[tuple[tuple[str, int], ...], int] = {}
+        self.subtrees: list[list[tuple[str, int]]] = []
+        self.folded: dict[int, Tree] = {}
+
+    def number(self, node: _Node) -> int:
+        items = [(segment, self.number(v) if isinstance(v, dict) else v) for segment, v in node.items()]
+        key = tuple(sorted(items))
+        found = self.numbers.setdefault(key, len(self.subtrees))
+        if found == len(self.subtrees):
+            self.subtrees.append(items)
+        return found
+
+    def tree(self, number: int) -> Tree:
+        tree = self.folded.get(number)
+        if tree is None:
+            items = self.subtrees[number]
+            groups = _siblings(items, self.lines) if len(items) > 1 else [((items[0][0],), items[0][1])]
+            tree = self.folded[number] = tuple([self.branch(*group) for group in groups])
+        return tree
+
+    def lines(self, number: int) -> int:
+        return 1 if number < 0 else sum(branch.lines for branch in self.tree(number))
+
+    def branch(self, segments: tuple[str, ...], number: int) -> Branch:
+        copies = len(segments)
+        if number < 0:
+            return Branch((segments,), (), self.signatures[~number], copies, copies, 1)
+        below = self.tree(number)
+        if len(below) == 1:  # a chain is one step
+            only = below[0]
+            parts = (segments, *only.parts)
+            return Branch(
+                parts, only.children, only.signature, copies * only.copies, copies * only.names, only.lines
+            )
+        names = copies * sum(branch.names for branch in below)
+        return Branch((segments,), below, None, copies, names, sum(branch.lines for branch in below))
+
+
+def _siblings(
+    items: list[tuple[str, int]], lines: Callable[[int], int]
+) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Group sibling (segment, number) pairs that may be written as one."""
+    series: dict[Hashable, list[tuple[int, str, int, int]]] = {}  # what surrounds the digits → members
+    for place, (segment, number) in enumerate(items):
+        match = _NUMBERED.fullmatch(segment) if len(segment) < LONG else None
+        if match:
+            series.setdefault((match[1], match[3]), []).append((int(match[2]), segment, number, place))
+    # The members of a series take the series' places in ascending order.
+    order: list[tuple[str, int, Hashable]] = [(segment, number, None) for segment, number in items]
+    for around, members in series.items():
+        if len(members) > 1:
+            for (*_, place), (_, segment, number, _) in zip(members, sorted(members), strict=True):
+                order[place] = (segment, number, around)
+    named: dict[int, int] = {}
+    for _, number, around in order:
+        if around is None:
+            named[number] = named.get(number, 0) + 1
+    groups: dict[Hashable, tuple[list[str], int]] = {}
+    for segment, number, around in order:
+        together = around is not None or (1 < named[number] <= NAMED and lines(number) <= LINES)
+        key = (around, number) if together else segment
+        groups.setdefault(key, ([], number))[0].append(segment)
+    for segments, number in groups.values():
+        if len(segments) <= NAMED:
+            yield tuple(segments), number
+        else:
+            for some in _batches(segments):
+                yield some, number
+
+
+def braces(segments: Sequence[str]) -> str:
+    """Alternatives as one text: `.{0..31}`, `.{q,o}_proj`, `.bn{1,2}`; one alternative as it is."""
+    if len(segments) == 1:
+        return segments[0]
+    matches = [_NUMBERED.fullmatch(segment) for segment in segments]
+    around = {match and (match[1], match[3]) for match in matches}
+    if len(around) == 1 and matches[0]:
+        ranges = _ranges([match[2] for match in matches if match])
+        inner = ",".join(f"{first}..{last}" if last else first for first, last in ranges)
+        return f"{matches[0][1]}{{{inner}}}{matches[0][3]}"
+    # Shared words at either end stand outside: up to the last, from the first, character that is no letter.
+    prefix = _upto_word(commonprefix(segments))
+    rest = [segment[len(prefix) :] for segment in segments]
+    suffix = _upto_word(commonprefix([text[::-1] for text in rest]))[::-1]
+    inner = ",".join(text[: len(text) - len(suffix)] for text in rest)
+    return f"{prefix}{{{inner}}}{suffix}"
+
+
+def _upto_word(text: str) -> str:
+    end = len(text)
+    while end and text[end - 1].isalnum():
+        end -= 1
+    return text[:end]
+
+
+def _ranges(digits: list[str]) -> list[tuple[str, str]]:
+    """Runs of consecutive numbers as (first, last), single ones as (number, "")."""
+    runs: list[list[str]] = []
+    for text in digits:
+        if runs and text == str(int(runs[-1][-1]) + 1).zfill(len(runs[-1][-1])):
+            runs[-1].append(text)
+        else:
+            runs.append([text])
+    ranges: list[tuple[str, str]] = []
+    for run in runs:
+        ranges += [(run[0], run[-1])] if len(run) > 2 else [(text, "") for text in run]
+    return ranges
+
+
+def _batches(segments: list[str]) -> Iterator[tuple[str, ...]]:
+    """Numbered siblings in batches that need at most `RANGES` ranges, so that a label stays readable."""
+    batch: list[str] = []
+    runs, last = 0, -1
+    for segment in segments:
+        match = _NUMBERED.fullmatch(segment)
+        value = int(match[2]) if match else -1
+        runs += value != last + 1
+        if runs > RANGES:
+            yield tuple(batch)
+            batch, runs = [], 1
+        batch.append(segment)
+        last = value
+    yield tuple(batch)
