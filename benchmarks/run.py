@@ -1,0 +1,192 @@
+"""The project's measured promises. See README.md beside this file."""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from measure import Command, in_turn, report
+
+PYTHON = sys.executable
+CKPTKIT = [PYTHON, "-m", "ckptkit"]
+
+MAKE_PLAIN = """
+import sys, torch
+path, megabytes, dtype = sys.argv[1], int(sys.argv[2]), getattr(torch, sys.argv[3])
+width = (32 << 20) // 4096 // dtype.itemsize
+torch.save({f"layers.{i}.weight": torch.randn(4096, width).to(dtype) for i in range(megabytes // 32)}, path)
+"""
+MAKE_MANY = """
+import sys, torch
+from safetensors.torch import save_file
+base = {f"model.layers.{i // 20}.block_{i % 20}.weight": torch.full((2, 3), float(i)) for i in range(200_000)}
+torch.save(base, sys.argv[1]); save_file(base, sys.argv[2])
+"""
+MAKE_ONNX = """
+import sys, numpy as np, onnx
+from onnx import helper, numpy_helper, TensorProto
+count = int(sys.argv[2]) // 8
+weights = [numpy_helper.from_array(np.random.rand(1024, 2048).astype(np.float32), f"w{i}") for i in range(count)]
+nodes, last = [], "x"
+for i in range(count):
+    nodes.append(helper.make_node("Gemm", [last, f"w{i}"], [f"h{i}"], transB=i % 2)); last = f"h{i}"
+value = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+onnx.save(helper.make_model(helper.make_graph(nodes, "g", [value("x")], [value(last)], weights)), sys.argv[1])
+"""
+TORCH_LOAD = "import sys, torch; torch.load(sys.argv[1], mmap=True, weights_only=True)"
+TORCH_CONVERT = """
+import sys, torch
+from safetensors.torch import save_file
+state = torch.load(sys.argv[1], mmap=True, weights_only=True)
+save_file({k: v.to(getattr(torch, sys.argv[3])) if len(sys.argv) > 3 else v for k, v in state.items()}, sys.argv[2])
+"""
+SAFE_LIST = """
+import sys
+from safetensors import safe_open
+with safe_open(sys.argv[1], "np") as f:
+    for name in f.keys():
+        part = f.get_slice(name); print(name, part.get_dtype(), part.get_shape())
+"""
+ONNX_LOAD = "import sys, onnx; onnx.load(sys.argv[1])"
+
+
+class Bench:
+    def __init__(self, work: Path, size: int, rounds: int) -> None:
+        self.work, self.size, self.rounds = work, size, rounds
+        self.out = work / "out"
+
+    def path(self, name: str) -> str:
+        return str(self.work / name)
+
+    def make(self, script: str, *args: object) -> None:
+        subprocess.run([PYTHON, "-c", script, *map(str, args)], check=True)
+
+    def clear(self) -> None:
+        shutil.rmtree(self.out, ignore_errors=True)
+        self.out.mkdir()
+
+    def compare(self, title: str, goal: str, rounds: int | None = None, **commands: Command) -> None:
+        named = {name.replace("_", " "): command for name, command in commands.items()}
+        report(title, in_turn(named, rounds or self.rounds, self.clear), goal)
+
+    def plain(self, dtype: str = "float16") -> str:
+        path = self.path(f"plain-{dtype}.pt")
+        if not Path(path).exists():
+            self.make(MAKE_PLAIN, path, self.size, dtype)
+        return path
+
+    def target(self, name: str) -> str:
+        return str(self.out / name)
+
+
+def small(b: Bench) -> None:
+    path = b.path("small.pt")
+    b.make("import sys, torch; torch.save(torch.nn.Linear(8, 8).state_dict(), sys.argv[1])", path)
+    b.compare(
+        "inspect a small .pt",
+        "≤ 2.5× importing click, ≤ 0.083× torch",
+        rounds=15,
+        ckptkit=[*CKPTKIT, "inspect", path],
+        import_click=[PYTHON, "-c", "import click"],
+        torch_load=[PYTHON, "-c", TORCH_LOAD, path],
+    )
+
+
+def many(b: Bench) -> None:
+    pt, st = b.path("many.pt"), b.path("many.safetensors")
+    b.make(MAKE_MANY, pt, st)
+    b.compare(
+        "inspect --json of 200,000 tensors, .pt",
+        "≤ 0.25×",
+        ckptkit=[*CKPTKIT, "inspect", "--json", pt],
+        torch_load=[PYTHON, "-c", TORCH_LOAD, pt],
+    )
+    b.compare(
+        "inspect --json of 200,000 tensors, .safetensors",
+        "≤ 2×",
+        ckptkit=[*CKPTKIT, "inspect", "--json", st],
+        safe_open=[PYTHON, "-c", SAFE_LIST, st],
+    )
+
+
+def copy(b: Bench) -> None:
+    pt = b.plain()
+    st, cp = b.target("x.safetensors"), b.target("copy")
+    b.compare(
+        f"{b.size} MB float16 .pt to .safetensors",
+        "≤ 1.3× cp, < 64 MB",
+        ckptkit=[*CKPTKIT, "convert", "-q", pt, st],
+        cp=["cp", pt, cp],
+        torch_and_save_file=[PYTHON, "-c", TORCH_CONVERT, pt, st],
+    )
+    b.compare(
+        "the same into shards of 500 MB",
+        "≤ 1.3× cp, < 64 MB",
+        ckptkit=[*CKPTKIT, "convert", "-q", "--max-shard-size", "500MB", pt, b.target("sharded/")],
+        cp=["cp", pt, cp],
+    )
+    source = b.path("plain.safetensors")
+    subprocess.run([*CKPTKIT, "convert", "-q", "-y", pt, source], check=True)
+    b.compare(
+        "and back to .pt",
+        "≤ 1.3× cp, < 64 MB",
+        ckptkit=[*CKPTKIT, "convert", "-q", source, b.target("x.pt")],
+        cp=["cp", source, cp],
+    )
+
+
+def cast(b: Bench) -> None:
+    pt = b.plain("float32")
+    st = b.target("x.safetensors")
+    b.compare(
+        f"{b.size} MB float32 to bfloat16",
+        "≤ 0.5× torch, < 160 MB",
+        ckptkit=[*CKPTKIT, "convert", "-q", "--dtype", "bfloat16", pt, st],
+        torch_and_save_file=[PYTHON, "-c", TORCH_CONVERT, pt, st, "bfloat16"],
+    )
+
+
+def onnx(b: Bench) -> None:
+    path = b.path("inline.onnx")
+    b.make(MAKE_ONNX, path, min(b.size, 800))
+    b.compare(
+        f"inspect of a {min(b.size, 800)} MB inline ONNX",
+        "≤ 0.15×, < 64 MB",
+        ckptkit=[*CKPTKIT, "inspect", path],
+        onnx_load=[PYTHON, "-c", ONNX_LOAD, path],
+    )
+    b.compare(
+        "the same to .safetensors",
+        "≤ 1.5× cp",
+        ckptkit=[*CKPTKIT, "convert", "-q", path, b.target("x.safetensors")],
+        cp=["cp", path, b.target("copy")],
+    )
+
+
+CASES: dict[str, Callable[[Bench], None]] = {
+    "small": small,
+    "many": many,
+    "copy": copy,
+    "cast": cast,
+    "onnx": onnx,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
+    parser.add_argument("--size", type=int, default=2048, help="megabytes of the large files")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--work", type=Path, help="an existing folder to make the files in")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.work) as work:
+        bench = Bench(Path(work), options.size, options.rounds)
+        for case in options.cases or CASES:
+            CASES[case](bench)
+
+
+if __name__ == "__main__":
+    main()
