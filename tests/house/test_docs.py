@@ -155,7 +155,7 @@ def test_a_true_block_is_not(text: str, playground: Path) -> None:
 
 def test_generated_pages_are_up_to_date(tmp_path: Path) -> None:
     subprocess.run(
-        [sys.executable, str(ROOT / "docs" / "generate.py"), str(tmp_path)],
+        [sys.executable, "-m", "docs.generate", str(tmp_path)],
         env=environment(),
         check=True,
         timeout=120,
@@ -164,4 +164,5 @@ def test_generated_pages_are_up_to_date(tmp_path: Path) -> None:
     assert [page.name for page in pages] == ["cli.md", "errors.md"]
     for page in pages:
         committed = ROOT / "docs" / page.name
-        assert committed.read_text("utf-8") == page.read_text("utf-8"), "run: python docs/generate.py"
+        assert committed.exists(), "run: python -m docs.generate"
+        assert committed.read_text("utf-8") == page.read_text("utf-8"), "run: python -m docs.generate"
