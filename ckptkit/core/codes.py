@@ -19,6 +19,7 @@ CODES: dict[str, str] = {
     "name-collision": "two tensors would get the same name",
     "name-unwritable": "a name that the target format cannot hold",
     "no-space": "the disk has no room for the output",
+    "not-a-checkpoint": "a file of another kind stands where a checkpoint should be",
     "not-a-file": "the path is a device, pipe or socket",
     "not-found": "no such file or folder",
     "outside-folder": "a file names another file outside its own folder",

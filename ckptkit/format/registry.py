@@ -15,6 +15,7 @@ from ckptkit.core.graph import TensorGraph
 from ckptkit.core.options import ReadOptions
 from ckptkit.core.plan import Layout, WriteOptions
 from ckptkit.format import sniff
+from ckptkit.format.foreign import foreign
 
 
 class FormatModule(Protocol):
@@ -25,6 +26,9 @@ class FormatModule(Protocol):
 
     def layout(self, graph: TensorGraph, name: str, options: WriteOptions) -> Layout:
         """How the graph would be written to a target of this file name. Pure. Raises CkptError."""
+
+    def open_with_reference(self, path: str) -> None:
+        """Let the format's own library open a written file. Raises ImportError where it is not installed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +136,8 @@ def identify(file: File) -> Format:
         for known in plugins():
             if known.matches(head):
                 return known
-        foreign = sniff.foreign(head)
-    damaged = for_suffix(file.path)
-    if damaged is not None and foreign.code == "format-unknown":
-        return damaged  # its reader says best what is wrong
-    raise foreign
+        refusal = foreign(head)
+    claimed = for_suffix(file.path)
+    if claimed is not None and refusal.code == "format-unknown":
+        return claimed  # damaged at its very start: its reader says best what is wrong
+    raise refusal
