@@ -80,7 +80,7 @@ def segments(name: str) -> list[str]:
     found = _SEGMENTS.findall(name)
     if len(found) > 1 and not found[-1]:
         found.pop()
-    return found[: DEPTH - 1] + ["".join(found[DEPTH - 1 :])] if len(found) > DEPTH else found
+    return [*found[: DEPTH - 1], "".join(found[DEPTH - 1 :])] if len(found) > DEPTH else found
 
 
 def fold(names: Iterable[tuple[str, Hashable]]) -> Tree:

@@ -134,7 +134,7 @@ def quantized_members(tensors: Mapping[str, Tensor]) -> frozenset[str]:
 
 
 def _unit(family: _Family, name: str, tensors: Mapping[str, Tensor]) -> dict[str, str] | None:
-    """The empty ending and each companion's → name; None unless the weight has all it needs."""
+    """Ending → name of the weight ("") and of its companions; None unless it has all it needs."""
     if not name.endswith(family.ending):
         return None
     stem = name[: len(name) - len(family.ending)]

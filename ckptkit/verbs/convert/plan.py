@@ -15,7 +15,7 @@ from ckptkit.core.plan import Layout, OutputFile, Ties, WriteOptions
 from ckptkit.core.stream import memory_bound
 from ckptkit.core.tensor import Tensor
 from ckptkit.format import folder, read, registry
-from ckptkit.match.schemes import quantized_members
+from ckptkit.match.quantized import quantized_members
 from ckptkit.rules.prefix import Prefix
 
 MAX_EXPAND = 16.0
