@@ -1,0 +1,209 @@
+"""inspect: what a checkpoint holds, as one value.
+
+Everything comes from the manifest; only `statistics` reads the tensors themselves.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from ckptkit.core.files import File
+from ckptkit.core.graph import Node, Subgraph, TensorGraph
+from ckptkit.core.tensor import Tensor
+from ckptkit.match.quantized import Quantized, quantized
+from ckptkit.match.schemes import Naming, naming
+
+# Names of tensors that modules compute or count for themselves; torch calls them buffers.
+_BUFFERS = (
+    "running_mean",
+    "running_var",
+    "num_batches_tracked",
+    "position_ids",
+    "token_type_ids",
+    "rotary_emb.inv_freq",
+    "masked_bias",
+    "relative_position_index",
+)
+# Integers of these dtypes are counters, indices and shapes; narrower ones may be quantised weights.
+_COUNTING = ("int64", "int32", "uint64", "uint32", "bool", "string")
+
+
+@dataclass(frozen=True, slots=True)
+class DTypeShare:
+    """How much of a checkpoint has one dtype; tied tensors count once in `nbytes` (bytes)."""
+
+    dtype: str
+    tensors: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Operators:
+    """The ONNX graph in numbers.
+
+    Attributes:
+        nodes: operators, those of subgraphs included.
+        histogram: operator (with its domain unless it is ONNX's own) → how often, most frequent first.
+    """
+
+    nodes: int
+    histogram: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a checkpoint holds.
+
+    Attributes:
+        tensors: how many.
+        nbytes: logical bytes, tied tensors once.
+        stored: bytes of storage behind the tensors; more than `nbytes` where tensors are slices of larger
+            storages, less where they are expanded, deflated or overlap.
+        files: bytes of all files together.
+        elements: number of elements, tied tensors once.
+        parameters: logical parameters: the elements of weights (quantised ones as many as they stand for),
+            without scales, buffers, counters and indices.
+        dtypes: the largest share first.
+        ties: tied name → the first name of its group.
+        slices: names whose storage is larger than they are.
+        naming: what the names tell.
+        quantized: the families of quantised weights.
+        operators: of an ONNX graph; None without one.
+    """
+
+    tensors: int
+    nbytes: int
+    stored: int
+    files: int
+    elements: int
+    parameters: int
+    dtypes: tuple[DTypeShare, ...]
+    ties: Mapping[str, str]
+    slices: tuple[str, ...]
+    naming: Naming
+    quantized: tuple[Quantized, ...]
+    operators: Operators | None
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """The values of one tensor in numbers.
+
+    `minimum`, `maximum`, `mean` and `std` (of the population) are over the finite values, None if there are none;
+    `zeros`, `nan` and `inf` are counts.
+    """
+
+    minimum: float | None
+    maximum: float | None
+    mean: float | None
+    std: float | None
+    zeros: int
+    nan: int
+    inf: int
+
+
+def summarise(graph: TensorGraph) -> Summary:
+    """What a checkpoint holds; looks at the manifest only."""
+    groups = graph.storages()
+    tensors = graph.tensors
+    families = quantized(tensors)
+    members = frozenset[str]().union(*(family.members for family in families))
+    shares: dict[str, list[int]] = {}
+    nbytes = elements = parameters = 0
+    for names in groups:
+        first = names[0]
+        tensor = tensors[first]
+        size, width = tensor.size, tensor.nbytes
+        nbytes += width
+        elements += size
+        if first not in members and _is_parameter(first, tensor):
+            parameters += size
+        share = shares.setdefault(tensor.dtype.name, [0, 0])
+        share[0] += len(names)
+        share[1] += width
+    stored, slices = _stored(tensors)
+    return Summary(
+        tensors=len(tensors),
+        nbytes=nbytes,
+        stored=stored,
+        files=graph.origin.stored,
+        elements=elements,
+        parameters=parameters + sum(family.parameters for family in families),
+        dtypes=tuple(
+            DTypeShare(name, *share) for name, share in sorted(shares.items(), key=lambda item: -item[1][1])
+        ),
+        ties={name: names[0] for names in groups for name in names[1:]},
+        slices=slices,
+        naming=naming(tensors),
+        quantized=families,
+        operators=_operators(graph.nodes) if graph.nodes else None,
+    )
+
+
+def section_of(graph: TensorGraph) -> Callable[[str], str]:
+    """Tensor name → dotted path of the section it belongs to; "" outside every section."""
+    origin = graph.origin
+    if origin.section not in ("", "all"):
+        return lambda name: origin.section
+    paths = sorted((section.name for section in origin.sections if section.name), key=len, reverse=True)
+    if not paths:
+        return lambda name: ""
+    return lambda name: next((p for p in paths if name == p or name.startswith(f"{p}.")), "")
+
+
+def statistics(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Statistics | None]]:
+    """Stream each tensor once: (name, statistics), None for elements that are no real numbers.
+
+    Raises CkptError when the bytes cannot be had.
+    """
+    from ckptkit.core.numeric import statistics as measure
+
+    for name, tensor in tensors:
+        yield name, measure(tensor)
+
+
+def _is_parameter(name: str, tensor: Tensor) -> bool:
+    if tensor.kind == "parameter":
+        return True
+    return tensor.kind != "buffer" and tensor.dtype.name not in _COUNTING and not name.endswith(_BUFFERS)
+
+
+def _stored(tensors: Mapping[str, Tensor]) -> tuple[int, tuple[str, ...]]:
+    """Bytes of the union of all stored ranges, and the names that see only part of their storage."""
+    ranges: dict[int, list[tuple[int, int]]] = {}
+    files: dict[File, int] = {}
+    slices = []
+    for name, tensor in tensors.items():
+        if tensor.source is None and tensor.file is not None:
+            number = files.setdefault(tensor.file, len(files))
+            ranges.setdefault(number, []).append((tensor.offset, tensor.offset + tensor.nbytes))
+        else:
+            behind = 0
+            for file, offset, nbytes in tensor.extents:
+                ranges.setdefault(files.setdefault(file, len(files)), []).append((offset, offset + nbytes))
+                behind += nbytes
+            if behind > tensor.nbytes:
+                slices.append(name)
+    return sum(map(_covered, ranges.values())), tuple(slices)
+
+
+def _covered(ranges: list[tuple[int, int]]) -> int:
+    """Length of the union of (start, stop) ranges."""
+    ranges.sort()
+    total = end = 0
+    for start, stop in ranges:
+        if stop > end:
+            total += stop - max(start, end)
+            end = stop
+    return total
+
+
+def _operators(nodes: Sequence[Node]) -> Operators:
+    counts: dict[str, int] = {}
+    waiting = [iter(nodes)]
+    while waiting:
+        for node in waiting.pop():
+            op = f"{node.domain}::{node.op}" if node.domain not in ("", "ai.onnx") else node.op
+            counts[op] = counts.get(op, 0) + 1
+            waiting += [iter(value.nodes) for value in node.attributes.values() if isinstance(value, Subgraph)]
+    order = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return Operators(sum(counts.values()), dict(order))
