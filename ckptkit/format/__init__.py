@@ -48,16 +48,17 @@ def read(
     return read_with(os.fspath(path), ReadOptions(section, variant, budgets=budgets))
 
 
-def read_with(path: str, options: ReadOptions) -> TensorGraph:
+def read_with(path: str | os.PathLike[str], options: ReadOptions) -> TensorGraph:
     """As `read`, with the options as one value."""
+    name = os.fspath(path)
     running = gc.isenabled()
-    gc.disable()  # readers make hundreds of thousands of objects and no garbage: collecting doubles their time
+    gc.disable()  # readers make a million objects and no garbage: collecting would double their time
     try:
-        if os.path.isdir(path):
+        if os.path.isdir(name):
             from ckptkit.format.folder import read_folder
 
-            return read_folder(path, options)
-        return registry.identify(File.at(path)).load().read(path, options)
+            return read_folder(name, options)
+        return registry.identify(File.at(name)).load().read(name, options)
     finally:
         if running:
             gc.enable()
@@ -66,5 +67,6 @@ def read_with(path: str, options: ReadOptions) -> TensorGraph:
 def formats() -> tuple[FormatInfo, ...]:
     """Every format, plugins included, with what is read, written and not yet done."""
     return tuple(
-        FormatInfo(f.name, f.title, f.suffixes, f.reads, f.writes, f.missing, f.needs) for f in registry.every()
+        FormatInfo(f.name, f.title, f.suffixes, f.reads, f.writes, f.missing, f.needs)
+        for f in registry.every()
     )

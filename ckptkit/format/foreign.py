@@ -69,7 +69,9 @@ def foreign(head: Head) -> CkptError:
             return found
     hint = _AGAIN if head.path.endswith(_PARTIAL) else ""
     begins = head.data[:16].hex(" ")
-    return _error(head, "format-unknown", f"no format that ckptkit knows begins with the bytes {begins}", hint)
+    return _error(
+        head, "format-unknown", f"no format that ckptkit knows begins with the bytes {begins}", hint
+    )
 
 
 def _error(head: Head, code: str, message: str, hint: str = "") -> CkptError:
@@ -200,10 +202,12 @@ def _plain_text(head: Head) -> CkptError | None:
     if any(char < " " and char not in "\t\n\r\f\x1b" for char in text):
         return None
     begins = f"it begins {_text(data.strip()[:60])}"
-    if text.lstrip().startswith(("{", "[")):
+    if re.match(r"\s*(\{\s*[\"}]|\[\s*[\[{\"\d])", text):
         hint = "name the folder it stands in, or the weights file beside it"
         return _error(head, "not-a-checkpoint", f"this is a JSON file without weights; {begins}", hint)
-    if head.size < 4096 and re.match(r"(entry not found|access to|invalid|not found|unauthorized|repository)", text.lower()):
+    if head.size < 4096 and re.match(
+        r"(entry not found|access to|invalid|not found|unauthorized|repository)", text.lower()
+    ):
         return _error(head, "web-page", f"this is a server's refusal, not the file; {begins}", _LINK)
     return _error(head, "not-a-checkpoint", f"this is a text file; {begins}")
 

@@ -60,7 +60,7 @@ class Format:
     def load(self) -> FormatModule:
         """The module that reads and writes it. Raises CkptError `package-missing`."""
         try:
-            return import_module(self.module)  # type: ignore[return-value]
+            return import_module(self.module)
         except ModuleNotFoundError as error:
             raise CkptError(
                 "package-missing",
@@ -73,7 +73,9 @@ class Format:
 # fmt: off
 FORMATS: tuple[Format, ...] = (
     Format("safetensors", "safetensors", (".safetensors",), "ckptkit.format.safetensors", sniff.is_safetensors,
-           reads="all dtypes; sharded folders and index.json", writes="single files and shards"),
+           reads="all dtypes", writes="all of its dtypes; shards with an index"),
+    Format("index", "index of shards", (), "ckptkit.format.shards", sniff.is_index,
+           reads="index.json with .safetensors or .bin shards; Hugging Face folders"),
     Format("pytorch", "PyTorch", (".pt", ".pth", ".bin", ".ckpt", ".th", ".jit", ".pt2", ".pkl"),
            "ckptkit.format.pytorch", sniff.is_pytorch,
            reads="zip, legacy and tar files, TorchScript, torch.export, bare pickles; never runs them",
@@ -93,8 +95,10 @@ def plugins() -> Iterator[Format]:
     for point in entry_points(group="ckptkit.formats"):
         try:
             found = point.load()
-        except Exception as error:  # noqa: BLE001 - a plugin may fail in any way, and must be named
-            raise CkptError("plugin-broken", f"the format plugin {point.name} fails: {error}", point.value) from error
+        except Exception as error:
+            raise CkptError(
+                "plugin-broken", f"the format plugin {point.name} fails: {error}", point.value
+            ) from error
         if not isinstance(found, Format):
             raise CkptError("plugin-broken", f"the format plugin {point.name} is no Format", point.value)
         yield found
@@ -111,9 +115,7 @@ def named(name: str) -> Format:
     for known in every():
         if known.name == name:
             return known
-    raise CkptError(
-        "format-unknown", f"there is no format {name!r}", None, "`ckptkit formats` lists them"
-    )
+    raise CkptError("format-unknown", f"there is no format {name!r}", None, "`ckptkit formats` lists them")
 
 
 def for_suffix(path: str) -> Format | None:

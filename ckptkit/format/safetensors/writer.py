@@ -25,13 +25,13 @@ from ckptkit.core.tensor import Tensor
 from ckptkit.format.safetensors.header import METADATA, PREFIX
 from ckptkit.format.safetensors.reader import reads_as_tie
 
-_RANK = {
-    name: rank
-    for rank, name in enumerate(
-        "U64 I64 F64 C64 F32 U32 I32 BF16 F16 U16 I16 F8_E5M2FNUZ F8_E4M3FNUZ F8_E8M0 F8_E4M3 F8_E5M2 I8 U8 "
-        "F6_E3M2 F6_E2M3 F4 BOOL".split()
-    )
-}
+# fmt: off
+_ORDER = (
+    "U64", "I64", "F64", "C64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "F8_E5M2FNUZ", "F8_E4M3FNUZ",
+    "F8_E8M0", "F8_E4M3", "F8_E5M2", "I8", "U8", "F6_E3M2", "F6_E2M3", "F4", "BOOL",
+)
+# fmt: on
+_RANK = {name: rank for rank, name in enumerate(_ORDER)}
 # Quantised integers whose bytes are those of a plain integer: what is lost is the word "quantised".
 _AS_INTEGERS = {dtype("qint32"): "I32", dtype("qint8"): "I8", dtype("quint8"): "U8"}
 _CURES = {
@@ -93,7 +93,10 @@ def _plan(graph: TensorGraph, options: WriteOptions) -> _Plan:
     for key, value in graph.metadata.items():
         if key in ties or reads_as_tie(key, value, graph.tensors):
             raise CkptError(
-                "name-collision", f"the metadata entry {key!r} would be read as a tied tensor", value, "remove it"
+                "name-collision",
+                f"the metadata entry {key!r} would be read as a tied tensor",
+                value,
+                "remove it",
             )
     metadata = {"format": "pt", **graph.metadata}
     return _Plan({name: t for name, t in graph.tensors.items() if name not in ties}, ties, metadata)
