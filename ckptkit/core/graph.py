@@ -10,12 +10,18 @@ from ckptkit.core.findings import Finding
 from ckptkit.core.tensor import Tensor
 
 
+class TensorName(str):
+    """The value of an attribute that is a tensor: its name in the graph's mapping."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """One operator of an ONNX graph. Edges are names of values; "" marks an input left out.
 
-    `attributes` maps name → plain value: int, float, bytes, str, lists of them, a tensor's name, or
-    a `Subgraph` for control flow.
+    `attributes` maps name → plain value: int, float, str (bytes where it is no UTF-8), tuples of them, a
+    `TensorName` or a `Subgraph` (control flow), lists of these; None for an argument of the function around it.
     """
 
     name: str
@@ -37,12 +43,17 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Subgraph:
-    """The body of a control-flow attribute or of a model-local function."""
+    """The body of a control-flow attribute.
+
+    Its nodes use names as the file has them; a tensor defined in it is in the graph's mapping under `scope`
+    (`If_0/then_branch/`) and that name. Names that it does not define are those of the graph around it.
+    """
 
     name: str
     nodes: tuple[Node, ...]
     inputs: tuple[Value, ...] = ()
     outputs: tuple[Value, ...] = ()
+    scope: str = ""
 
 
 @dataclass(frozen=True, slots=True)
