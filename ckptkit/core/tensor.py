@@ -135,7 +135,7 @@ class Tensor:
 
     def tobytes(self) -> bytes:
         """All bytes at once, row-major little-endian."""
-        return b"".join(self.chunks(max(self.nbytes, 1)))
+        return b"".join(bytes(chunk) for chunk in self.chunks(max(self.nbytes, 1)))  # buffers are reused
 
     def numpy(self) -> "np.ndarray[Any, Any]":
         """The values as a read-only numpy array of `shape` (ml_dtypes for bfloat16, float8, int4, …).
