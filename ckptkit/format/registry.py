@@ -15,7 +15,6 @@ from ckptkit.core.graph import TensorGraph
 from ckptkit.core.options import ReadOptions
 from ckptkit.core.plan import Layout, WriteOptions
 from ckptkit.format import sniff
-from ckptkit.format.foreign import foreign
 
 
 class FormatModule(Protocol):
@@ -138,6 +137,8 @@ def identify(file: File) -> Format:
         for known in plugins():
             if known.matches(head):
                 return known
+        from ckptkit.format.foreign import foreign
+
         refusal = foreign(head)
     claimed = for_suffix(file.path)
     if claimed is not None and refusal.code == "format-unknown":

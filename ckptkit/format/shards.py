@@ -144,10 +144,10 @@ def _joined(path: str, shards: Mapping[str, TensorGraph], weight_map: Mapping[st
         findings += [replace(f, where=f"{shard} {f.where}".strip()) for f in graph.findings]
         objects += graph.objects
     if shadowed:
-        message = f"{len(shadowed)} tensors stand in a second shard, too; the index passes that copy over"
+        message = f"{_tensors(shadowed)} in a second shard, too, a copy that the index passes over: {_listed(shadowed)}"
         findings.append(Finding("shadowed-copy", "warning", shadowed[0], message))
     if unlisted:
-        message = f"{len(unlisted)} tensors of the shards are not in the index: {_listed(unlisted)}"
+        message = f"{_tensors(unlisted)} in the shards but not in the index: {_listed(unlisted)}"
         findings.append(Finding("not-in-index", "warning", unlisted[0], message, "the index may be stale"))
     first = next(iter(shards.values()))
     files = tuple(file for graph in shards.values() for file in graph.origin.files)
@@ -158,7 +158,7 @@ def _joined(path: str, shards: Mapping[str, TensorGraph], weight_map: Mapping[st
 def _check_placed(path: str, shards: Mapping[str, TensorGraph], weight_map: Mapping[str, str]) -> None:
     lost = [name for name, shard in weight_map.items() if name not in shards[shard].tensors]
     if lost:
-        message = f"{len(lost)} tensors are not in the shard that the index names: {_listed(lost)}"
+        message = f"{_tensors(lost)} not in the shard that the index names: {_listed(lost)}"
         hint = "the index does not belong to these shards; download both again"
         raise CkptError("not-in-shard", message, path, hint)
 
@@ -166,3 +166,7 @@ def _check_placed(path: str, shards: Mapping[str, TensorGraph], weight_map: Mapp
 def _listed(names: list[str]) -> str:
     shown = ", ".join(ascii(name)[1:-1][:80] for name in names[:_SHOWN])
     return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+
+
+def _tensors(names: list[str]) -> str:
+    return "1 tensor is" if len(names) == 1 else f"{len(names)} tensors are"

@@ -38,7 +38,7 @@ def load(file: File, limit: int) -> dict[str, Any]:
     except RecursionError:
         raise CkptError("json-invalid", "nested too deeply", file.path) from None
     except ValueError as error:
-        raise CkptError("json-invalid", f"not JSON: {error}", file.path) from None
+        raise CkptError("json-invalid", f"not JSON: {str(error).split(': value')[0]}", file.path) from None
     if not isinstance(value, dict):
         raise CkptError("json-invalid", "not a JSON object", file.path)
     return value

@@ -1,9 +1,17 @@
 """The safetensors format: `read`, `layout` and the judgement of the reference library."""
 
+from ckptkit.core.graph import TensorGraph
+from ckptkit.core.plan import Layout, WriteOptions
 from ckptkit.format.safetensors.reader import read
-from ckptkit.format.safetensors.writer import layout
 
 __all__ = ["layout", "open_with_reference", "read"]
+
+
+def layout(graph: TensorGraph, name: str, options: WriteOptions) -> Layout:
+    """The files that hold the graph; see `ckptkit.format.safetensors.writer`, loaded when something is written."""
+    from ckptkit.format.safetensors import writer
+
+    return writer.layout(graph, name, options)
 
 
 def open_with_reference(path: str) -> None:

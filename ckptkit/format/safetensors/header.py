@@ -171,7 +171,8 @@ def _scan(raw: bytes, where: str) -> tuple[tuple[str, Any], ...]:
     except RecursionError:
         _refuse("header-invalid", "the header is nested too deeply", where)
     except ValueError as error:
-        _refuse("header-invalid", f"the header is not JSON: {error}", where)
+        # A forbidden constant, or a number of thousands of digits; Python's advice on those is not for users.
+        _refuse("header-invalid", f"the header is not JSON: {str(error).split(':')[0]}", where)
     if type(top) is not tuple:
         _refuse("header-invalid", "the header is no JSON object", where)
     return top
