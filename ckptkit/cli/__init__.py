@@ -1,0 +1,122 @@
+"""The command line: `ckptkit COMMAND`. Each command is a module here, imported when it is used.
+
+Only this package prints, knows click, and turns errors into exit codes: 0 fine, 1 findings or differences,
+2 could not, 130 interrupted.
+"""
+
+import gc
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from ckptkit.cli.text import Terminal, clean, say
+from ckptkit.core.errors import CkptError
+from ckptkit.core.version import VERSION
+
+_COMMANDS = {
+    "inspect": "Look",
+    "show": "Look",
+    "convert": "Change",
+    "formats": "About",
+}
+_EPILOG = """\b
+Shell completion (bash; also zsh and fish):
+  eval "$(_CKPTKIT_COMPLETE=bash_source ckptkit)"
+"""
+
+
+class Commands(click.Group):
+    """The commands, imported by name, listed in groups."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command = import_module(f"ckptkit.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title in dict.fromkeys(_COMMANDS.values()):
+            found = [(name, self.get_command(ctx, name)) for name, group in _COMMANDS.items() if group == title]
+            with formatter.section(title):
+                formatter.write_dl([(name, c.get_short_help_str(60)) for name, c in found if c is not None])
+
+
+@click.group(
+    cls=Commands,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(VERSION, message="ckptkit %(version)s")
+def group() -> None:
+    """Inspect and convert model checkpoints: PyTorch, safetensors, ONNX.
+
+    Nothing found in a file is ever run, and no weights are read unless their values are asked for.
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code."""
+    args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    collecting = gc.isenabled()
+    gc.disable()  # hundreds of thousands of small values and no cycles: collecting costs more than the work
+    try:
+        code = group.main(args, prog_name="ckptkit", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except CkptError as error:
+        return _fail(error, args)
+    except click.ClickException as error:
+        return _fail(_usage(error), args)
+    except (KeyboardInterrupt, click.Abort):
+        say([""] if sys.stderr.isatty() else [])
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more can be flushed into it
+        return 141
+    except Exception as error:  # a defect is said in one line too
+        if os.environ.get("CKPTKIT_DEBUG"):
+            raise
+        kind = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        hint = "this is a defect of ckptkit; CKPTKIT_DEBUG=1 shows where it happened"
+        return _fail(CkptError("internal", kind, None, hint), args)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def report(error: CkptError) -> None:
+    """Say a failure on stderr."""
+    terminal = Terminal.of(sys.stderr)
+    where = f" — {clean(error.where)}" if error.where else ""
+    lines = [f"{terminal.paint(f'error[{error.code}]:', 'red')} {clean(error.message)}{where}"]
+    if error.hint:
+        lines.append(f"{terminal.paint('hint:', 'bold')} {clean(error.hint)}")
+    say(lines)
+
+
+def _fail(error: CkptError, args: Sequence[str]) -> int:
+    if {"--json", "--format=json"} & set(args) or "--format json" in " ".join(args):
+        from ckptkit.cli import jsontext
+
+        sys.stdout.write(jsontext.error(error) + "\n")
+        sys.stdout.flush()
+    else:
+        report(error)
+    return 2
+
+
+def _usage(error: click.ClickException) -> CkptError:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = context.command_path if context else "ckptkit"
+    message = error.format_message().rstrip(".")
+    return CkptError("usage", message[:1].lower() + message[1:], None, f"{command} --help")

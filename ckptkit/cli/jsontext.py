@@ -1,0 +1,162 @@
+"""JSON that programs read: exact numbers, nothing left out, non-finite numbers as strings."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from itertools import islice
+from json.encoder import encode_basestring_ascii as quote
+from typing import Any
+
+from ckptkit.core.errors import CkptError
+from ckptkit.core.graph import TensorGraph
+from ckptkit.core.tensor import Tensor
+from ckptkit.verbs.inspect import Statistics, Summary
+
+BATCH = 10_000
+
+
+def dumps(value: Any) -> str:
+    """One JSON document in ASCII; dataclasses are objects, NaN and infinities the strings "nan", "inf", "-inf"."""
+    try:
+        return json.dumps(value, allow_nan=False, default=_plain)
+    except ValueError:
+        return json.dumps(_finite(value), allow_nan=False, default=_plain)
+
+
+def error(problem: CkptError, path: str | None = None) -> str:
+    """A failure as a `ckptkit.error/1` document."""
+    document = {
+        "schema": "ckptkit.error/1",
+        "code": problem.code,
+        "message": problem.message,
+        "where": problem.where,
+        "hint": problem.hint,
+    }
+    return dumps(document if path is None else {**document, "path": path})
+
+
+def rows(items: Iterable[str]) -> Iterator[str]:
+    """JSON values as the elements of an array, one a line, in large pieces."""
+    items = iter(items)
+    lead = "\n"
+    while batch := list(islice(items, BATCH)):
+        yield lead + ",\n".join(batch)
+        lead = ",\n"
+
+
+def tensor_rows(
+    tensors: Mapping[str, Tensor], ties: Mapping[str, str], section: Callable[[str], str]
+) -> Iterator[str]:
+    """Each tensor as an object without its closing brace. Dtypes and shapes repeat, so their text is kept."""
+    texts: dict[tuple[str, tuple[int, ...], str], str] = {}
+    quoted: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        key = (tensor.dtype.name, tensor.shape, tensor.kind)
+        text = texts.get(key)
+        if text is None:
+            dimensions = ",".join(map(str, tensor.shape))
+            text = (
+                f',"dtype":"{tensor.dtype.name}","shape":[{dimensions}],"nbytes":{tensor.nbytes},'
+                f'"kind":{quote(tensor.kind)},"section":'
+            )
+            if tensor.dtype.bits:  # the size of strings varies
+                texts[key] = text
+        path = section(name)
+        place = quoted.get(path)
+        if place is None:
+            place = quoted[path] = quote(path)
+        tie = ties.get(name)
+        note = f',"note":{quote(tensor.note)}' if tensor.note else ""
+        yield f'{{"name":{quote(name)}{text}{place},"tied_to":{quote(tie) if tie else "null"}{note}'
+
+
+def inspected(
+    graph: TensorGraph,
+    summary: Summary,
+    section: Callable[[str], str],
+    measured: Mapping[str, Statistics | None] | None,
+) -> Iterator[str]:
+    """A `ckptkit.inspect/1` document in pieces."""
+    origin = graph.origin
+    head = {
+        "schema": "ckptkit.inspect/1",
+        "path": origin.path,
+        "format": origin.format,
+        "container": origin.container,
+        "section": origin.section,
+        "sections": origin.sections,
+        "files": [{"path": file.path, "nbytes": file.size} for file in origin.files],
+        "details": origin.details,
+        "summary": {
+            "tensors": summary.tensors,
+            "nbytes": summary.nbytes,
+            "stored": summary.stored,
+            "elements": summary.elements,
+            "parameters": summary.parameters,
+            "dtypes": summary.dtypes,
+        },
+        "naming": {
+            "scheme": summary.naming.scheme,
+            "family": summary.naming.family,
+            "wrappers": summary.naming.wrappers,
+            "sizes": dict(summary.naming.sizes),
+        },
+        "quantized": [
+            {"family": q.family, "weights": q.weights, "parameters": q.parameters} for q in summary.quantized
+        ],
+        "graph": None
+        if summary.operators is None
+        else {
+            "nodes": summary.operators.nodes,
+            "operators": summary.operators.histogram,
+            "inputs": graph.inputs,
+            "outputs": graph.outputs,
+        },
+        "metadata": graph.metadata,
+        "objects": graph.objects,
+        "findings": graph.findings,
+    }
+    yield dumps(head)[:-1] + ', "tensors": ['
+    yield from rows(_tensors(graph.tensors, summary.ties, section, measured))
+    yield "\n]}\n"
+
+
+def _tensors(
+    tensors: Mapping[str, Tensor],
+    ties: Mapping[str, str],
+    section: Callable[[str], str],
+    measured: Mapping[str, Statistics | None] | None,
+) -> Iterator[str]:
+    if measured is None:
+        for row in tensor_rows(tensors, ties, section):
+            yield row + "}"
+    else:
+        for name, row in zip(tensors, tensor_rows(tensors, ties, section), strict=True):
+            yield f'{row},"stats":{dumps(measured[name])}}}'
+
+
+def _plain(value: Any) -> Any:
+    """What json does not know: frozen values, mappings, sets, byte strings."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    return str(value)
+
+
+def _finite(value: Any) -> Any:
+    """The value with every non-finite number as a string, whatever is nested in what."""
+    match value:
+        case float() if value != value or value in (float("inf"), float("-inf")):
+            return str(value)
+        case dict():
+            return {key: _finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+        case _ if is_dataclass(value) and not isinstance(value, type):
+            return _finite(_plain(value))
+        case Mapping():
+            return _finite(dict(value))
+    return value
