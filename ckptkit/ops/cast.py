@@ -27,6 +27,7 @@ OVERFLOW = "overflow"  # the tally's name for values that the target's range doe
 
 _BLOCK = 1 << 16  # elements
 _INFINITE = 0x7F800000  # float32
+_FLOAT16_LEAST = 0x477FF000  # 65520 as float32: halfway from float16's greatest to the next power of two
 _SOURCES = frozenset({"float64", "float32", "float16", "bfloat16"})
 
 
@@ -96,20 +97,56 @@ class _Target:
     `least` is the smallest magnitude, as float32 bits, that its range does not hold; `nan` its one NaN.
     """
 
-    convert: "Callable[[Array, Array, Array], None]"  # float32 values, result, scratch of uint32
+    convert: "Kernel"
     least: int
     nan: int
     infinite: bool = True
 
 
-def _to_float(name: str) -> "Callable[[Array, Array, Array], None]":
-    def convert(values: "Array", out: "Array", scratch: "Array") -> None:
+# float32 values, their magnitudes as uint32 (free to be overwritten), scratch of uint32, and the result.
+Kernel = Callable[["Array", "Array", "Array", "Array"], None]
+
+
+def _to_float(name: str) -> Kernel:
+    def convert(values: "Array", magnitude: "Array", scratch: "Array", out: "Array") -> None:
         out.view(name)[...] = values
 
     return convert
 
 
-def _to_bfloat16(values: "Array", out: "Array", scratch: "Array") -> None:
+def _to_float16(values: "Array", magnitude: "Array", scratch: "Array", out: "Array") -> None:
+    """Let an addition round: to a power of two so large that the sum's last bit is the result's last bit.
+
+    The fraction, with its leading 1 if it has one, then lies in the sum's low bits; the exponent is added to it. Right
+    for everything that does not overflow; the rest becomes infinite. Faster than numpy's own cast.
+    """
+    import numpy as np
+
+    where = magnitude >= _FLOAT16_LEAST if magnitude.max() >= _FLOAT16_LEAST else None
+    np.bitwise_and(magnitude, _INFINITE, out=scratch)
+    np.maximum(scratch, _subnormal()[: len(scratch)], out=scratch)
+    np.add(scratch, 13 << 23, out=scratch)
+    np.add(magnitude.view(np.float32), scratch.view(np.float32), out=magnitude.view(np.float32))
+    np.right_shift(scratch, 13, out=scratch)
+    np.add(magnitude, scratch, out=magnitude)
+    np.subtract(magnitude, 113 + 13 << 10, out=magnitude)  # only the low 16 bits count from here
+    if where is not None:
+        magnitude[where] = 0x7C00
+    np.right_shift(values.view(np.uint32), 16, out=scratch)
+    np.bitwise_and(scratch, 0x8000, out=scratch)
+    np.bitwise_or(magnitude, scratch, out=magnitude)
+    out[...] = magnitude
+
+
+@cache
+def _subnormal() -> "Array":
+    """2^-14, whose exponent all subnormal float16 share; an array, as numpy is 3 times slower with a scalar."""
+    import numpy as np
+
+    return np.full(_BLOCK, 113 << 23, np.uint32)
+
+
+def _to_bfloat16(values: "Array", magnitude: "Array", scratch: "Array", out: "Array") -> None:
     """Add just under half of what is cut off, and the bit that makes ties even; then cut."""
     import numpy as np
 
@@ -122,7 +159,7 @@ def _to_bfloat16(values: "Array", out: "Array", scratch: "Array") -> None:
     out[...] = scratch
 
 
-def _to_float8(name: str, greatest: float) -> "Callable[[Array, Array, Array], None]":
+def _to_float8(name: str, greatest: float) -> Kernel:
     @cache
     def table() -> "Array":
         import ml_dtypes
@@ -131,7 +168,7 @@ def _to_float8(name: str, greatest: float) -> "Callable[[Array, Array, Array], N
         values = (np.arange(1 << 16, dtype=np.uint32) << 16).view(np.float32)
         return np.clip(values, -greatest, greatest).astype(getattr(ml_dtypes, name)).view(np.uint8)
 
-    def convert(values: "Array", out: "Array", scratch: "Array") -> None:
+    def convert(values: "Array", magnitude: "Array", scratch: "Array", out: "Array") -> None:
         import numpy as np
 
         bits = values.view(np.uint32)
@@ -147,7 +184,7 @@ def _to_float8(name: str, greatest: float) -> "Callable[[Array, Array, Array], N
 _TARGETS = {
     "float64": _Target(_to_float("float64"), _INFINITE, 0x7FF8 << 48),
     "float32": _Target(_to_float("float32"), _INFINITE, 0x7FC00000),
-    "float16": _Target(_to_float("float16"), 0x477FF000, 0x7E00),  # 65520
+    "float16": _Target(_to_float16, _FLOAT16_LEAST, 0x7E00),
     "bfloat16": _Target(_to_bfloat16, 0x7F7F8000, 0x7FC0),
     "float8_e4m3fn": _Target(
         _to_float8("float8_e4m3fn", 448.0), 0x43E80001, 0x7F, infinite=False
@@ -167,18 +204,18 @@ def _converter(source: str, target: str) -> "Callable[[Array, Array], int]":
     import numpy as np
 
     row = _TARGETS[target]
-    scratch = np.empty(_BLOCK, np.uint32)
+    scratch = np.empty((2, _BLOCK), np.uint32)
     single = np.empty(_BLOCK, np.float32)
 
     def convert(values: "Array", out: "Array") -> int:
-        work = scratch[: len(values)]
+        magnitude, work = scratch[:, : len(values)]
         narrow = values
         if source == "float64":
             narrow = single[: len(values)]
             narrow[...] = values
-        magnitude = np.bitwise_and(narrow.view(np.uint32), 0x7FFFFFFF, out=work)
+        np.bitwise_and(narrow.view(np.uint32), 0x7FFFFFFF, out=magnitude)
         special = magnitude.max() >= row.least
-        row.convert(narrow, out, work)
+        row.convert(narrow, magnitude, work, out)
         return _settle(row, values, narrow, out) if special else 0
 
     return convert
@@ -191,7 +228,8 @@ def _settle(row: _Target, values: "Array", narrow: "Array", out: "Array") -> int
     out[np.isnan(values)] = row.nan
     magnitude = narrow.view(np.uint32) & 0x7FFFFFFF
     beyond = np.count_nonzero((magnitude >= row.least) & (magnitude <= _INFINITE))
-    return beyond - (np.count_nonzero(np.isinf(values)) if row.infinite else 0)
+    kept = np.count_nonzero(np.isinf(values)) if row.infinite else 0
+    return int(beyond - kept)
 
 
 def _by_table(source: str, target: str) -> "Callable[[Array, Array], int]":
@@ -224,10 +262,10 @@ def _table(source: str, target: str) -> "tuple[Array, Array, int | None]":
     else:
         values = patterns.view(np.float16).astype(np.float32)
     out = np.empty(len(patterns), f"u{DTYPES[target].bits // 8}")
-    with np.errstate(all="ignore"):
-        row.convert(values, out, np.empty(len(patterns), np.uint32))
-    out[np.isnan(values)] = row.nan
     magnitude = values.view(np.uint32) & 0x7FFFFFFF
+    with np.errstate(all="ignore"):
+        row.convert(values, magnitude.copy(), np.empty_like(magnitude), out)
+    out[np.isnan(values)] = row.nan
     overflows = (magnitude >= row.least) & (magnitude <= _INFINITE)
     if row.infinite:
         overflows &= magnitude != _INFINITE
