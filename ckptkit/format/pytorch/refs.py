@@ -1,0 +1,99 @@
+"""How a pickle refers to storages and names their types.
+
+Layout: a storage is a persistent id, `('storage', class, key, location, length)`; its length counts elements of
+the class, or bytes for an untyped one. Legacy streams add a sixth item, None or `(view key, offset, length)` in
+elements. An element type is the global `torch.<dtype>`.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ckptkit.core.dtypes import BY_STORAGE, BY_TORCH, DType
+from ckptkit.core.errors import CkptError
+from ckptkit.core.storage import Storage
+from ckptkit.format.pytorch.nodes import Global
+
+
+@dataclass(slots=True, eq=False)
+class StorageRef:
+    """A storage that the pickle refers to.
+
+    Attributes:
+        storage: its bytes; None until the container knows where they are (legacy streams: after the pickle).
+        dtype: element type of its class; None for an untyped storage.
+        nbytes: length that the pickle claims.
+        swap: whether its numbers are big-endian.
+        location: device it was saved from; of no consequence.
+        key: its key in the container.
+    """
+
+    storage: Storage | None
+    dtype: DType | None
+    nbytes: int
+    swap: bool = False
+    location: str = ""
+    key: str = ""
+
+
+class StorageId(NamedTuple):
+    """A persistent id of a storage, checked. `view` is a legacy view of it: (key, offset, length) in elements."""
+
+    key: str
+    dtype: DType | None
+    location: str
+    nbytes: int
+    view: tuple[str, int, int] | None = None
+
+
+# Storage classes by the modules that ever defined them.
+_STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage", "torch.xpu", "torch.mps")
+_UNTYPED = {"UntypedStorage", "_UntypedStorage"}
+
+
+def storage_dtype(cls: object) -> DType | None:
+    """Element type of a storage class, None for an untyped one. Raises CkptError `tensor-invalid` for any other."""
+    if type(cls) is Global and cls.module in _STORAGE_MODULES:
+        if cls.name in _UNTYPED:
+            return None
+        found = BY_STORAGE.get(cls.name.removesuffix("Storage"))
+        if found is not None and cls.name.endswith("Storage"):
+            return found
+    raise invalid(f"{short(cls)} is no storage class")
+
+
+def storage_id(pid: object) -> StorageId:
+    """The parts of a persistent id. Raises CkptError `tensor-invalid` unless it is one of a storage."""
+    if type(pid) is not tuple or len(pid) not in (5, 6) or pid[0] != "storage":
+        raise invalid("a persistent id is not one of a storage")
+    cls, key, location, length = pid[1:5]
+    if type(key) is int and 0 <= key < 1 << 64:
+        key = str(key)
+    if not isinstance(key, str) or type(length) is not int or not 0 <= length < 1 << 63:
+        raise invalid("a persistent id has no key or no length")
+    dtype = storage_dtype(cls)
+    part = pid[5] if len(pid) == 6 else None
+    if part is not None:
+        if type(part) is not tuple or len(part) != 3 or not isinstance(part[0], str | int):
+            raise invalid("a view of a storage is not (key, offset, length)")
+        if any(type(n) is not int or not 0 <= n < 1 << 63 for n in part[1:]):
+            raise invalid("a view of a storage has no offset or no length")
+        part = (str(part[0]), part[1], part[2])
+    width = 1 if dtype is None else max(1, dtype.bits // 8)
+    return StorageId(key, dtype, location if isinstance(location, str) else "", length * width, part)
+
+
+def torch_dtype(value: object) -> DType:
+    """The element type that a `torch.<dtype>` names. Raises CkptError `dtype-unknown`."""
+    if type(value) is Global and value.module == "torch":
+        found = BY_TORCH.get(value.name)
+        if found is not None:
+            return found
+    raise CkptError("dtype-unknown", f"{short(value)} is not an element type of torch")
+
+
+def short(value: object) -> str:
+    return str(value)[:100] if type(value) is Global or isinstance(value, str) else type(value).__name__
+
+
+def invalid(message: str) -> CkptError:
+    return CkptError("tensor-invalid", message)
