@@ -153,7 +153,7 @@ def plan(
         sidecar=None if sidecar is None else os.fspath(sidecar),
         extras=extras,
     )
-    _refuse_inputs(result)
+    refuse_inputs(whole, [result.target, *filter(None, [result.sidecar])])
     return result
 
 
@@ -244,15 +244,24 @@ def _left_out(whole: TensorGraph, source: TensorGraph, sidecar: bool) -> tuple[s
     return tuple(out)
 
 
-def _refuse_inputs(plan: Plan) -> None:
-    """Never write onto what is being read: not the target, the sidecar, or a folder around an input."""
-    inputs = {os.path.realpath(f.path) for f in plan.source.origin.files}
-    inputs.add(os.path.realpath(plan.source.origin.path))
-    places = [plan.target] if plan.sidecar is None else [plan.target, plan.sidecar]
-    for place in places:
-        real = os.path.realpath(place)
-        if any(path == real or path.startswith(real + os.sep) for path in inputs):
-            raise CkptError("target-is-source", "this is what is being read", place, "write somewhere else")
+def refuse_inputs(source: TensorGraph, targets: Sequence[str | os.PathLike[str]]) -> None:
+    """Raise CkptError `target-is-source` or `target-twice`: never write onto an input, or a folder around one.
+
+    Files are told by what they are on disk, so that links to an input count as the input.
+    """
+    inputs = {os.path.realpath(path) for path in (source.origin.path, *(f.path for f in source.origin.files))}
+    identities = {(found.st_dev, found.st_ino) for found in map(os.stat, inputs)}
+    seen: set[str] = set()
+    for target in targets:
+        real = os.path.realpath(target)
+        if real in seen:
+            raise CkptError(
+                "target-twice", "two outputs would be written here", target, "give them different names"
+            )
+        seen.add(real)
+        inside = any(path.startswith(real + os.sep) for path in inputs)
+        if inside or (os.path.exists(real) and (os.stat(real).st_dev, os.stat(real).st_ino) in identities):
+            raise CkptError("target-is-source", "this is what is being read", target, "write somewhere else")
 
 
 def _refused(loss: Finding) -> CkptError:

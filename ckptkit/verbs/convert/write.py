@@ -16,7 +16,7 @@ from ckptkit.core.version import VERSION
 from ckptkit.match.digest import combine, tensor_digest, tensor_hasher
 from ckptkit.match.receipt import FileRecord, Receipt, TensorRecord
 from ckptkit.match.written import check_header, compare_bytes, open_with_reference
-from ckptkit.verbs.convert.plan import Plan
+from ckptkit.verbs.convert.plan import Plan, refuse_inputs
 
 Progress = Callable[[str, int, int], None]
 
@@ -46,8 +46,9 @@ def write(
     refusal = plan.refusal()
     if refusal is not None:
         raise refusal
-    side = {os.fspath(p): p for p in (plan.sidecar, receipt) if p is not None}
-    for path in side:
+    beside = [path for path in (plan.sidecar, receipt) if path is not None]
+    refuse_inputs(plan.source, [plan.target, *beside])
+    for path in beside:
         check_target(Path(os.path.abspath(path)), folder=False, overwrite=overwrite)
 
     tally = Tally()
@@ -90,14 +91,14 @@ def write(
             texts[os.fspath(receipt)] = result.text()
         staged = []
         for place, text in texts.items():
-            beside = stack.enter_context(Staging(place, folder=False, overwrite=overwrite))
+            side = stack.enter_context(Staging(place, folder=False, overwrite=overwrite))
             data = text.encode("utf-8", "backslashreplace")
-            name = beside.target.name
-            write_file(OutputFile(name, len(data), (Piece(0, len(data), data),)), beside.path / name)
-            staged.append((beside, name))
+            name = side.target.name
+            write_file(OutputFile(name, len(data), (Piece(0, len(data), data),)), side.path / name)
+            staged.append((side, name))
         staging.publish([f.path for f in plan.files])
-        for beside, name in staged:
-            beside.publish([name])
+        for side, name in staged:
+            side.publish([name])
     return result
 
 
