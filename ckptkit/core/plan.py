@@ -24,11 +24,13 @@ class WriteOptions:
         max_shard_size: greatest size of one output file in bytes; None for a single file.
         external: for ONNX, where weights go: `inline`, `external`, or `auto` (as the source has it; external
             once the file would pass the 2 GiB limit of protobuf).
+        taken: names in the target's folder that no companion of a file target may have.
     """
 
     ties: Ties = "keep"
     max_shard_size: int | None = None
     external: Literal["auto", "inline", "external"] = "auto"
+    taken: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,3 +22,14 @@ def layout(graph: TensorGraph, name: str, options: WriteOptions) -> Layout:
     from ckptkit.format.onnx.writer import layout
 
     return layout(graph, name, options)
+
+
+def open_with_reference(path: str) -> None:
+    """Let onnx check a model file, external data included; data files themselves are passed over.
+
+    Raises whatever onnx raises; ImportError where it is not installed.
+    """
+    import onnx
+
+    if not path.endswith(".data"):
+        onnx.checker.check_model(path)

@@ -83,7 +83,10 @@ class DataFiles:
         for model in dict.fromkeys((self._model.path, os.path.realpath(self._model.path))):
             path = beside_file(model, location)
             if path.exists():
-                file = self._files[location] = File.at(path)
+                file = File.at(path)
+                if file.inode == self._model.inode and os.path.samefile(path, self._model.path):
+                    raise CkptError("onnx-external", "external data within the model file itself", name)
+                self._files[location] = file
                 return file
         raise CkptError(
             "not-found",

@@ -23,16 +23,24 @@ class Stored:
         tensor: as it was read.
         frame: its TensorProto; None for values that are no TensorProto (`value_float`, `value_ints`, …).
         scope: what its name begins with because of where it stands ("If_0/then_branch/"; "" in the main graph).
+        movable: its bytes may lie in a data file: an initializer of the main graph or its subgraphs, where
+            every consumer looks.
     """
 
     tensor: Tensor
     frame: Frame | None
     scope: str = ""
+    movable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Native:
-    """A model as read: its file, and each tensor by the name it has there."""
+    """A model as read: its file, each tensor by the name it has there, its metadata_props, and its scopes.
+
+    `scopes` maps where each graph or function starts to what the names of its tensors begin with.
+    """
 
     file: File
     tensors: dict[str, Stored]
+    metadata: dict[str, str]
+    scopes: dict[int, str]

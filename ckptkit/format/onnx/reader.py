@@ -12,8 +12,8 @@ graph, the subgraphs of control flow, model-local functions and training info. N
 """
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ckptkit.core.errors import CkptError
@@ -41,6 +41,7 @@ class _Body:
     frame: Frame
     scope: str
     depth: int
+    main: bool = True
     is_function: bool = False
     slot: tuple[Any, Any] | None = None
     name: str = ""
@@ -69,6 +70,7 @@ class _Model:
         self._attribute_reader = AttributeReader(wire, self._tensor_reader)
         self._found: dict[str, Stored] = {}
         self._positions: dict[str, int] = {}
+        self._scopes: dict[int, str] = {}
         self._operators: Counter[str] = Counter()
         self._waiting: list[_Body] = []
         self._ir_version = 0
@@ -86,15 +88,16 @@ class _Model:
         main = self._bodies(model)
         order = sorted(self._positions, key=self._positions.__getitem__)
         stored = {name: self._found[name] for name in order}
+        metadata = self._pairs(model.get("metadata_props", []), "metadata_props")
         return TensorGraph(
             tensors={name: entry.tensor for name, entry in stored.items()},
             origin=self._origin(model, main),
             nodes=main.nodes,
             inputs=main.inputs,
             outputs=main.outputs,
-            metadata=self._pairs(model.get("metadata_props", []), "metadata_props"),
+            metadata=metadata,
             findings=tuple(self._findings()),
-            native=Native(self._file, stored),
+            native=Native(self._file, stored, dict(metadata), self._scopes),
         )
 
     def _bodies(self, model: dict[str, Any]) -> _Body:
@@ -102,11 +105,11 @@ class _Model:
         main = _Body(Frame(model["graph"], None), "", 0)
         self._waiting.append(main)
         for span in model.get("functions", []):
-            self._waiting.append(_Body(Frame(span, None), "", 0, is_function=True))
+            self._waiting.append(_Body(Frame(span, None), "", 0, main=False, is_function=True))
         for index, span in enumerate(model.get("training_info", [])):
             frame = Frame(span, None)
             for part, at in self._wire.message(span.start, span.end, TRAINING).items():
-                self._waiting.append(_Body(Frame(at, frame), f"training_info.{index}/{part}/", 0))
+                self._waiting.append(_Body(Frame(at, frame), f"training_info.{index}/{part}/", 0, main=False))
         done = []
         while self._waiting:
             body = self._waiting.pop()
@@ -114,6 +117,7 @@ class _Model:
                 self._function(body)
             else:
                 self._graph(body)
+            self._scopes[body.frame.span.at] = body.scope
             done.append(body)
         for body in reversed(done):  # those found later lie within earlier ones: innermost first
             if body.slot is not None:
@@ -133,20 +137,11 @@ class _Model:
             local = proto.get("name", "")
             if not local:
                 raise CkptError("onnx-name", "an initializer without a name", wire.where(span.at))
-            name = scope + local
-            tensor = self._tensor_reader.tensor(proto, name, "initializer")
+            tensor = self._tensor_reader.tensor(proto, scope + local, "initializer")
             if local in input_names and overridable:
-                tensor = Tensor(
-                    tensor.dtype,
-                    tensor.shape,
-                    tensor.file,
-                    tensor.offset,
-                    tensor.source,
-                    tensor.kind,
-                    note=overridable,
-                )
+                tensor = replace(tensor, note=overridable)
             own.add(local)
-            self._add(name, tensor, span, Frame(span, frame), scope)
+            self._add(scope + local, Stored(tensor, Frame(span, frame), scope, body.main), span.at)
         for span in message.get("sparse_initializer", []):
             name, parts = self._tensor_reader.sparse(span, "sparse-initializer", "")
             if not name:
@@ -208,41 +203,43 @@ class _Model:
             values[name] = attribute.value
             kind = "constant" if constant else "attribute"
             many = isinstance(attribute.value, list)
-            for index, at in enumerate(attribute.tensors):
-                title = f"{base}.{index}" if many else base
+            into: Any = attribute.value if many else values
+            keys: Sequence[Any] = range(len(into)) if many else (name,)
+            for key, at in zip(keys, attribute.tensors, strict=False):
+                title = f"{base}.{key}" if many else base
                 proto = self._wire.message(at.start, at.end, TENSOR)
-                self._add(
-                    title, self._tensor_reader.tensor(proto, title, kind), at, Frame(at, frame), body.scope
-                )
-                _put(values, name, index if many else None, title)
-            for index, at in enumerate(attribute.sparse):
-                title = f"{base}.{index}" if many else base
+                tensor = self._tensor_reader.tensor(proto, title, kind)
+                self._add(title, Stored(tensor, Frame(at, frame), body.scope), at.at)
+                into[key] = TensorName(title)
+            for key, at in zip(keys, attribute.sparse, strict=False):
+                title = f"{base}.{key}" if many else base
                 _, parts = self._tensor_reader.sparse(at, kind, title)
                 self._add_sparse(title, parts, Frame(at, frame), body.scope)
-                _put(values, name, index if many else None, title)
+                into[key] = TensorName(title)
             if attribute.numbers is not None:
-                self._add(base, self._attribute_reader.tensor(attribute, base, kind), span, None, body.scope)
+                tensor = self._attribute_reader.tensor(attribute, base, kind)
+                self._add(base, Stored(tensor, None, body.scope), span.at)
                 values[name] = TensorName(base)
-            for index, at in enumerate(attribute.graphs):
+            for key, at in zip(keys, attribute.graphs, strict=False):
                 if body.depth >= self._nesting:
-                    raise CkptError("onnx-budget", "subgraphs nested too deep", self._wire.where(at.at))
-                scope = f"{body.scope}{label}/{name}.{index}/" if many else f"{body.scope}{label}/{name}/"
+                    raise CkptError("over-budget", "subgraphs nested too deep", self._wire.where(at.at))
+                scope = f"{body.scope}{label}/{name}.{key}/" if many else f"{body.scope}{label}/{name}/"
                 self._wire.spend_text(len(scope), at.at)
-                slot = (values[name], index) if many else (values, name)
-                self._waiting.append(_Body(Frame(at, frame), scope, body.depth + 1, slot=slot))
+                slot = (into, key)
+                self._waiting.append(_Body(Frame(at, frame), scope, body.depth + 1, body.main, slot=slot))
         return values
 
     def _add_sparse(self, name: str, parts: dict[str, tuple[Span, Tensor]], frame: Frame, scope: str) -> None:
         for part, (span, tensor) in parts.items():
-            self._add(f"{name}.{part}", tensor, span, Frame(span, frame), scope)
+            self._add(f"{name}.{part}", Stored(tensor, Frame(span, frame), scope), span.at)
 
-    def _add(self, name: str, tensor: Tensor, span: Span, frame: Frame | None, scope: str) -> None:
-        self._wire.spend(1, span.at)
-        self._wire.spend_text(len(name), span.at)
+    def _add(self, name: str, stored: Stored, at: int) -> None:
+        self._wire.spend(1, at)
+        self._wire.spend_text(len(name), at)
         if name in self._found:
             raise CkptError("duplicate-name", "two tensors of the model have one name", name)
-        self._found[name] = Stored(tensor, frame, scope)
-        self._positions[name] = span.at
+        self._found[name] = stored
+        self._positions[name] = at
 
     def _pairs(self, spans: list[Span], what: str) -> dict[str, str]:
         pairs: dict[str, str] = {}
@@ -294,10 +291,3 @@ class _Model:
                 f"IR version {self._ir_version} is newer than {NEWEST_IR}, the newest known here",
             )
         yield from self._data_files.findings()
-
-
-def _put(values: dict[str, Any], name: str, index: int | None, tensor: str) -> None:
-    if index is None:
-        values[name] = TensorName(tensor)
-    else:
-        values[name][index] = TensorName(tensor)

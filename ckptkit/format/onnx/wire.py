@@ -108,7 +108,7 @@ class Wire:
     def message(self, start: int, end: int, fields: Schema) -> dict[str, Any]:
         """The wanted fields of the message between two offsets, by name; absent ones are absent.
 
-        Raises CkptError `onnx-malformed`, `truncated`, `onnx-text`, `onnx-budget`.
+        Raises CkptError `onnx-malformed`, `truncated`, `onnx-text`, `over-budget`.
         """
         found: dict[str, Any] = {}
         data, base = self._data, self._base
@@ -222,14 +222,15 @@ class Wire:
             into.append(Run(pos, after, False, 1))
             self.spend(1, pos)
 
-    def payloads(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """(start, end) of the payload of each field between two offsets that `message` has found sound."""
+    def fields(self, start: int, end: int) -> Iterator[tuple[int, Span]]:
+        """(key, place) of each field between two offsets that `message` has found sound; varints have places too."""
         pos = start
         while pos < end:
             i = pos - self._base
             if i < 0 or i + _HEAD > len(self._data):
                 self._fill(pos)
                 i = 0
+            at = pos
             try:
                 key, i = varint(self._data, i)
                 kind = key & 7
@@ -243,8 +244,13 @@ class Wire:
                 else:
                     pos = first + (4 if kind == FIXED32 else 8)
             except (IndexError, ValueError) as error:
-                self._broken(pos, end, error)
-            yield first, pos
+                self._broken(at, end, error)
+            yield key, Span(at, first, pos)
+
+    def payloads(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """(start, end) of the payload of each field, as `fields`."""
+        for _, span in self.fields(start, end):
+            yield span.start, span.end
 
     def read(self, start: int, end: int) -> bytes:
         """The bytes between two offsets, from the window if it has them."""
@@ -254,15 +260,15 @@ class Wire:
         return self.reader.read(start, end - start)
 
     def spend_text(self, size: int, pos: int) -> None:
-        """Count bytes of text kept. Raises CkptError `onnx-budget` when there are too many."""
+        """Count bytes of text kept. Raises CkptError `over-budget` when there are too many."""
         self.allowance.text -= size
         if self.allowance.text < 0:
             raise CkptError(
-                "onnx-budget", "the names and texts of the model exceed the limit", self.where(pos)
+                "over-budget", "the names and texts of the model exceed the limit", self.where(pos)
             )
 
     def varints(self, start: int, end: int) -> list[int]:
-        """The packed varints between two offsets, unsigned. Raises CkptError `onnx-malformed`, `onnx-budget`."""
+        """The packed varints between two offsets, unsigned. Raises CkptError `onnx-malformed`, `over-budget`."""
         self.spend(max(0, end - start - _FREE), start)
         return self.unpack(self.read(start, end), start)
 
@@ -274,10 +280,10 @@ class Wire:
             self.malformed(pos, str(error))
 
     def spend(self, entries: int, pos: int) -> None:
-        """Count things decoded. Raises CkptError `onnx-budget` when there are too many."""
+        """Count things decoded. Raises CkptError `over-budget` when there are too many."""
         self.allowance.entries -= entries
         if self.allowance.entries < 0:
-            raise CkptError("onnx-budget", "the model has too many parts", self.where(pos))
+            raise CkptError("over-budget", "the model has too many parts", self.where(pos))
 
     def where(self, pos: int) -> str:
         return f"{self.reader.file.path}, byte {pos}"
