@@ -81,6 +81,19 @@ def companions(
     return tuple(files)
 
 
+def others(graph: TensorGraph) -> tuple[str, ...]:
+    """Names of the files that stand beside the weights in the folder that was read as `graph`, hidden ones apart."""
+    folder = _folder(graph)
+    if folder is None:
+        return ()
+    weights = {os.path.basename(file.path) for file in graph.origin.files}
+    return tuple(
+        sorted(
+            e.name for e in os.scandir(folder) if e.is_file() and e.name not in weights and e.name[0] != "."
+        )
+    )
+
+
 def _folder(graph: TensorGraph) -> str | None:
     path = graph.origin.path
     if os.path.isdir(path):

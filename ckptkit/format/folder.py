@@ -19,9 +19,9 @@ from ckptkit.core.findings import Finding
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.options import ReadOptions
 from ckptkit.format import registry, shards
-from ckptkit.format.companions import companions
+from ckptkit.format.companions import companions, others
 
-__all__ = ["companions", "read_folder", "weights_name"]
+__all__ = ["companions", "others", "read_folder", "weights_name"]
 
 _STEMS = (("model", "diffusion_pytorch_model"), ("pytorch_model", "diffusion_pytorch_model"))
 _SUFFIXES = (".safetensors", ".bin")

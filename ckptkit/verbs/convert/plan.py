@@ -145,7 +145,7 @@ def plan(
         layout=layout,
         names=original,
         cast=cast,
-        left_out=_left_out(whole, source, sidecar is not None),
+        left_out=_left_out(whole, source, extras, sidecar is not None),
         losses=layout.losses,
         notes=(*whole.findings, *layout.notes),
         allowed=frozenset(allow_loss),
@@ -232,7 +232,9 @@ def _target(
     return path, into_folder, chosen
 
 
-def _left_out(whole: TensorGraph, source: TensorGraph, sidecar: bool) -> tuple[str, ...]:
+def _left_out(
+    whole: TensorGraph, source: TensorGraph, extras: Sequence[OutputFile], sidecar: bool
+) -> tuple[str, ...]:
     out = []
     chosen = whole.origin.section
     if chosen:
@@ -241,6 +243,8 @@ def _left_out(whole: TensorGraph, source: TensorGraph, sidecar: bool) -> tuple[s
         out.append(f"{len(whole) - len(source)} tensors by --include/--exclude")
     if whole.objects and not sidecar:
         out.append(f"{len(whole.objects)} non-tensor values (--sidecar FILE.json keeps what JSON can hold)")
+    carried = {file.path for file in extras}
+    out += [name for name in folder.others(whole) if name not in carried and not name.endswith(".index.json")]
     return tuple(out)
 
 
