@@ -1,8 +1,8 @@
 """The TensorGraph: what every reader makes and every other part of ckptkit works on."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptkit.core.errors import CkptError
 from ckptkit.core.files import File
@@ -194,17 +194,76 @@ class TensorGraph(Mapping[str, Tensor]):
             self,
             tensors=tensors,
             renamed=renamed,
-            nodes=tuple(_rewire(node, names) for node in self.nodes),
+            nodes=_rewired(self.nodes, self.tensors, names) if self.nodes else (),
             inputs=tuple(replace(v, name=names.get(v.name, v.name)) for v in self.inputs),
             outputs=tuple(replace(v, name=names.get(v.name, v.name)) for v in self.outputs),
         )
 
 
-def _rewire(node: Node, names: Mapping[str, str]) -> Node:
-    if not any(n in names for n in (*node.inputs, *node.outputs)):
-        return node
-    return replace(
-        node,
-        inputs=tuple(names.get(n, n) for n in node.inputs),
-        outputs=tuple(names.get(n, n) for n in node.outputs),
-    )
+def _rewired(nodes: tuple[Node, ...], tensors: Container[str], names: Mapping[str, str]) -> tuple[Node, ...]:
+    """The nodes with tensors renamed, in subgraphs too: there a name means the innermost definition around it."""
+    top = Subgraph("", nodes)
+    bodies: list[tuple[Subgraph, tuple[_Scope, ...]]] = [(top, (_Scope("", frozenset()),))]
+    for body, scopes in bodies:  # grows while it runs: outer bodies first
+        for node in body.nodes:
+            for inner in _subgraphs(node):
+                outputs = (output for n in inner.nodes for output in n.outputs)
+                defined = frozenset((*outputs, *(v.name for v in inner.inputs)))
+                bodies.append((inner, (_Scope(inner.scope, defined), *scopes)))
+    done: dict[int, Subgraph] = {}
+    for body, scopes in reversed(bodies):
+
+        def now(name: str, scopes: tuple[_Scope, ...] = scopes) -> str:
+            for scope in scopes:
+                full = scope.prefix + name
+                if full in tensors or f"{full}.values" in tensors:
+                    return _new(full, names).removeprefix(scope.prefix)
+                if name in scope.defined:
+                    return name
+            return names.get(name, name)
+
+        done[id(body)] = replace(
+            body,
+            nodes=tuple(
+                replace(
+                    node,
+                    inputs=tuple(map(now, node.inputs)),
+                    outputs=tuple(map(now, node.outputs)),
+                    attributes={key: _renamed(value, names, done) for key, value in node.attributes.items()},
+                )
+                for node in body.nodes
+            ),
+            inputs=tuple(replace(v, name=now(v.name)) for v in body.inputs),
+            outputs=tuple(replace(v, name=now(v.name)) for v in body.outputs),
+        )
+    return done[id(top)].nodes
+
+
+class _Scope(NamedTuple):
+    """Names visible in a body: tensors called `prefix` and the name, and the values that it defines."""
+
+    prefix: str
+    defined: frozenset[str]
+
+
+def _subgraphs(node: Node) -> Iterator[Subgraph]:
+    for value in node.attributes.values():
+        if isinstance(value, Subgraph):
+            yield value
+        elif isinstance(value, list):
+            yield from (v for v in value if isinstance(v, Subgraph))
+
+
+def _renamed(value: Any, names: Mapping[str, str], done: Mapping[int, Subgraph]) -> Any:
+    """An attribute's value with tensor names replaced and subgraphs exchanged for their new selves."""
+    if isinstance(value, TensorName):
+        return TensorName(_new(value, names))
+    if isinstance(value, Subgraph):
+        return done[id(value)]
+    return [_renamed(v, names, done) for v in value] if isinstance(value, list) else value
+
+
+def _new(name: str, names: Mapping[str, str]) -> str:
+    """The new name of a tensor; a sparse one is known by its parts."""
+    part = f"{name}.values"
+    return names[part].removesuffix(".values") if part in names else names.get(name, name)
