@@ -12,6 +12,7 @@ torch's for the same tensors. Only this shape of object is written; it is a text
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from struct import pack
 from typing import NamedTuple
 
@@ -80,12 +81,7 @@ class _Writer:
 
     def sizes(self, values: tuple[int, ...]) -> bytes:
         """A tuple of sizes or strides."""
-        if not values:
-            return b")"
-        body = b"".join(map(integer, values))
-        if len(values) <= 3:
-            return body + _TUPLES[len(values)] + self.put()
-        return b"(" + body + b"t" + self.put()
+        return _sizes(values) + self.put() if values else b")"
 
     def ordered_dict(self) -> None:
         self.out += (self.shared("global", _ORDERED_DICT), b")R", self.put())
@@ -167,6 +163,12 @@ def integer(value: int) -> bytes:
     return b"\x8a%c" % size + value.to_bytes(size, "little", signed=True)
 
 
+@lru_cache(4_096)  # shapes recur
+def _sizes(values: tuple[int, ...]) -> bytes:
+    body = b"".join(map(integer, values))
+    return body + _TUPLES[len(values)] if len(values) <= 3 else b"(" + body + b"t"
+
+
 def _constant(value: object) -> bytes:
     if isinstance(value, float):
         return b"G" + pack(">d", value)
@@ -175,6 +177,7 @@ def _constant(value: object) -> bytes:
     return _CONSTANTS[value]  # type: ignore[index]
 
 
+@lru_cache(4_096)
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Row-major strides in elements; a dimension of size 0 counts as 1, as in torch."""
     strides: list[int] = []

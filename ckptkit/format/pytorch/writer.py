@@ -33,7 +33,7 @@ _INTEGERS = {"qint8": "int8", "quint8": "uint8", "qint32": "int32"}
 def layout(graph: TensorGraph, name: str, options: WriteOptions) -> Layout:
     """How the graph is written as one .pt file named `name`.
 
-    Raises CkptError `dtype-unsupported` for element types torch cannot save, `ties-refused` when
+    Raises CkptError `dtype-unsupported` for element types torch cannot save, `tied-tensors` when
     `options.ties` is "error" and names share storage, `shape-unsupported` for float4 of odd width.
     """
     entries: list[Entry] = []
@@ -43,7 +43,7 @@ def layout(graph: TensorGraph, name: str, options: WriteOptions) -> Layout:
     leader = graph.ties()
     if leader and options.ties == "error":
         tied, first = next(iter(leader.items()))
-        raise CkptError("ties-refused", f"shares its storage with {first!r}", tied)
+        raise CkptError("tied-tensors", f"shares its storage with {first!r}", tied)
     if options.ties == "copy":
         leader = {}
     for label, tensor in graph.items():

@@ -22,8 +22,9 @@ from typing import NamedTuple
 
 from ckptkit.core.budgets import Budgets
 from ckptkit.core.errors import CkptError
-from ckptkit.core.files import File, Reader
+from ckptkit.core.files import File
 from ckptkit.core.findings import Finding
+from ckptkit.format.pytorch.source import Span
 
 STORED, DEFLATED = 0, 8
 
@@ -58,8 +59,9 @@ class Directory:
     """A checked zip directory.
 
     Attributes:
-        file: the archive.
-        entries: name → Entry in central order; folders (names ending in `/`) are left out.
+        file: the file that holds the archive.
+        entries: name → Entry in central order, offsets counted from the start of the file;
+            folders (names ending in `/`) are left out.
         checksums: False when every CRC-32 in the directory is zero.
         findings: oddities that do not change what the members are.
     """
@@ -70,29 +72,29 @@ class Directory:
     findings: tuple[Finding, ...] = ()
 
 
-def read_directory(reader: Reader, budgets: Budgets) -> Directory:
+def read_directory(span: Span, budgets: Budgets) -> Directory:
     """Read and check the directory; costs the central directory and one local header per member.
 
     Raises CkptError `truncated` (no end record: a half download), `zip-damaged`, `zip-ambiguous`,
     `zip-duplicate`, `zip-overlap`, `zip-mismatch`, `zip-encrypted`, `zip-method`, `over-budget`.
     """
-    file = reader.file
-    start, size, count, findings = _end_records(reader)
+    file = span.file
+    start, size, count, findings = _end_records(span)
     if count > budgets.entries:
         raise CkptError("over-budget", f"the archive claims {count} members", file.path)
-    raw, checksums = _central(file, reader.read(start, size), count)
-    return Directory(file, _locate(reader, raw, start), checksums, findings)
+    raw, checksums = _central(file, span.read(start, size), count)
+    return Directory(file, _locate(span, raw, start), checksums, findings)
 
 
 def _damaged(file: File, what: str) -> CkptError:
     return CkptError("zip-damaged", f"the zip archive is damaged: {what}", file.path)
 
 
-def _end_records(reader: Reader) -> tuple[int, int, int, tuple[Finding, ...]]:
+def _end_records(span: Span) -> tuple[int, int, int, tuple[Finding, ...]]:
     """Offset and size of the central directory, number of members, findings."""
-    file = reader.file
-    base = max(0, file.size - _MAX_COMMENT - _END.size)
-    tail = reader.read(base, file.size - base)
+    file = span.file
+    base = max(0, span.size - _MAX_COMMENT - _END.size)
+    tail = span.read(base, span.size - base)
     at = tail.rfind(b"PK\5\6", 0, len(tail) - _END.size + 4)
     if at < 0:
         raise CkptError(
@@ -114,9 +116,9 @@ def _end_records(reader: Reader) -> tuple[int, int, int, tuple[Finding, ...]]:
         raise _damaged(file, "it is one part of several")
 
     if end >= _LOCATOR.size:
-        locator = _LOCATOR.unpack(reader.read(end - _LOCATOR.size, _LOCATOR.size))
+        locator = _LOCATOR.unpack(span.read(end - _LOCATOR.size, _LOCATOR.size))
         if locator[0] == b"PK\6\7":
-            wide = _zip64_record(reader, locator[2], end - _LOCATOR.size)
+            wide = _zip64_record(span, locator[2], end - _LOCATOR.size)
             for name, narrow, value, full in (
                 ("number of members", count, wide[0], 0xFFFF),
                 ("directory size", size, wide[1], _SATURATED),
@@ -142,17 +144,15 @@ def _end_records(reader: Reader) -> tuple[int, int, int, tuple[Finding, ...]]:
     return start, size, count, found
 
 
-def _zip64_record(reader: Reader, at: int, end: int) -> tuple[int, int, int]:
+def _zip64_record(span: Span, at: int, end: int) -> tuple[int, int, int]:
     """Number of members, size and offset of the central directory from the zip64 end record at `at`."""
     if at + _END64.size > end:
-        raise _damaged(reader.file, "its zip64 locator points outside the file")
-    sign, length, _, _, disk, first_disk, here, count, size, start = _END64.unpack(
-        reader.read(at, _END64.size)
-    )
+        raise _damaged(span.file, "its zip64 locator points outside the file")
+    sign, length, _, _, disk, first_disk, here, count, size, start = _END64.unpack(span.read(at, _END64.size))
     if sign != b"PK\6\6" or at + 12 + length != end:
-        raise _damaged(reader.file, "its zip64 locator does not point to a zip64 end record")
+        raise _damaged(span.file, "its zip64 locator does not point to a zip64 end record")
     if disk or first_disk or here != count:
-        raise _damaged(reader.file, "it is one part of several")
+        raise _damaged(span.file, "it is one part of several")
     return count, size, start
 
 
@@ -203,13 +203,15 @@ def _widen(file: File, extra: bytes, *narrow: int) -> tuple[int, int, int]:
     raise _damaged(file, "a member of more than 4 GiB lacks its zip64 sizes")
 
 
-def _locate(reader: Reader, found: list[_Raw], limit: int) -> dict[str, Entry]:
+def _locate(span: Span, found: list[_Raw], limit: int) -> dict[str, Entry]:
     """Read every local header, compare it with the central one, and prove that no two members overlap."""
-    file = reader.file
+    file = span.file
     unpack, header = _LOCAL.unpack_from, _LOCAL.size
-    entries: dict[str, Entry] = dict.fromkeys([raw[5].decode("utf-8", "surrogateescape") for raw in found])  # type: ignore[arg-type]
+    names = [raw[5].decode("utf-8", "surrogateescape") for raw in found]
+    entries = dict.fromkeys(names, Entry(STORED, 0, 0, 0))  # in central order; filled below
     if len(entries) != len(found):
         raise _duplicate(file, found)
+    first = span.base
     window, base, stop = b"", 0, 0
     previous = 0
     ordered = sorted(found)
@@ -224,7 +226,7 @@ def _locate(reader: Reader, found: list[_Raw], limit: int) -> dict[str, Entry]:
             ahead = ordered[min(index + 16, len(ordered) - 1)][0]
             near = ahead - at <= 16 * _NEAR
             base, stop = at, min(limit, at + (_WINDOW if near else need))
-            window = reader.read(base, stop - base)
+            window = span.read(base, stop - base)
         place = at - base
         sign, local_flags, local_method, local_packed, local_size, name_len, extra_len = unpack(window, place)
         place += header
@@ -247,7 +249,7 @@ def _locate(reader: Reader, found: list[_Raw], limit: int) -> dict[str, Entry]:
         previous = start + packed
         if previous > limit:
             raise CkptError("zip-damaged", f"member {name!r} passes the end of the archive", file.path)
-        entries[name] = Entry(method, packed, size, start)
+        entries[name] = Entry(method, packed, size, first + start)
     folders = [name for name in entries if name.endswith("/")]
     for name in folders:
         if entries[name].size:

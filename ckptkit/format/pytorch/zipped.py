@@ -1,0 +1,125 @@
+"""Pickles inside a zip archive and the storages they refer to (see `archive` for the layout).
+
+A storage's member must have exactly the bytes that the pickle promises, and everything that names a key must
+promise the same. torch itself maps deflated members as if they were not, and swaps no untyped storages of
+big-endian files; here they are inflated and swapped.
+"""
+
+from typing import Any
+
+from ckptkit.core.errors import CkptError
+from ckptkit.core.findings import Finding
+from ckptkit.core.storage import FileStorage
+from ckptkit.format.pytorch.archive import Archive
+from ckptkit.format.pytorch.content import Content
+from ckptkit.format.pytorch.legacy import conflict
+from ckptkit.format.pytorch.machine import Unpickled, load
+from ckptkit.format.pytorch.nodes import Global
+from ckptkit.format.pytorch.refs import StorageRef, storage_id
+from ckptkit.format.pytorch.zipfile_directory import DEFLATED, Entry
+
+
+class ZipStorages:
+    """Turns persistent ids into storages in a folder of the archive ("data/", "constants/")."""
+
+    def __init__(self, archive: Archive, folder: str) -> None:
+        self.archive = archive
+        self.folder = folder
+        self.refs: dict[str, StorageRef] = {}
+        self.file = archive.file
+
+    def refer(self, pid: Any) -> StorageRef:
+        key, dtype, location, nbytes, view = storage_id(pid)
+        ref = self.refs.get(key)
+        if ref is not None:
+            if ref.dtype is not dtype or ref.nbytes != nbytes:
+                raise conflict(key)
+            return ref
+        name = self.folder + key
+        entry = self.archive.entries.get(name)
+        if entry is None or view is not None:
+            raise CkptError("storage-missing", f"the archive has no member {name!r}", self.file.path)
+        if entry.size != nbytes:
+            raise CkptError(
+                "size-mismatch",
+                f"storage {name!r} has {entry.size} bytes, not the {nbytes} that the pickle promises",
+                self.file.path,
+            )
+        storage = (
+            self.archive.storage(name)
+            if entry.method == DEFLATED
+            else FileStorage(self.file, entry.offset, nbytes)
+        )
+        ref = self.refs[key] = StorageRef(storage, dtype, nbytes, self.archive.big_endian, location, key)
+        return ref
+
+
+def load_member(archive: Archive, name: str, storages: ZipStorages) -> Unpickled:
+    """The value of a pickle in the archive. Raises what the machine and `ZipStorages.refer` raise."""
+    data = archive.read(name, archive.budgets.pickle_bytes)
+    return load(data, persistent=storages.refer, budgets=archive.budgets)
+
+
+def read_zipped(archive: Archive) -> Content:
+    """The content of data.pkl."""
+    storages = ZipStorages(archive, "data/")
+    main = load_member(archive, "data.pkl", storages)
+    return describe(archive, [("data.pkl", main)], [storages], f"zip, {archive.era}")
+
+
+def describe(
+    archive: Archive, pickles: list[tuple[str, Unpickled]], folders: list[ZipStorages], container: str
+) -> Content:
+    """The content of an archive whose pickles are read; its value is that of the first one."""
+    findings = list(archive.findings)
+    for name, loaded in pickles:
+        left = archive.entries[name].size - loaded.end
+        if left:
+            findings.append(
+                Finding("bytes-unclaimed", "warning", "", f"{left} bytes follow the end of the pickle {name}")
+            )
+    used: dict[str, Entry] = {
+        storages.folder + key: archive.entries[storages.folder + key]
+        for storages in folders
+        for key in storages.refs
+    }
+    deflated = [name for name, entry in used.items() if entry.method == DEFLATED]
+    if deflated:
+        findings.append(
+            Finding(
+                "zip-deflated",
+                "warning",
+                "",
+                f"{len(deflated)} storages are deflated, such as {deflated[0]!r}: the archive was packed again, and "
+                "torch.load(mmap=True) reads wrong numbers from it",
+                "`ckptkit convert` to a new .pt mends it",
+            )
+        )
+    unused = [
+        name
+        for storages in folders
+        for name in archive.below(storages.folder)
+        if name not in used and "/" not in name[len(storages.folder) :]
+    ]
+    if unused:
+        nbytes = sum(archive.entries[name].size for name in unused)
+        text = f"{len(unused)} storages belong to no tensor ({nbytes} bytes), such as {unused[0]!r}"
+        findings.append(Finding("bytes-unclaimed", "warning", "", text))
+    details: dict[str, Any] = {
+        "locations": sorted({ref.location for storages in folders for ref in storages.refs.values()})
+    }
+    if archive.alignment:
+        details["storage_alignment"] = archive.alignment
+    if archive.big_endian:
+        details["byteorder"] = "big"
+    seen: dict[Global, None] = {}
+    for _, loaded in pickles:
+        seen |= dict.fromkeys(loaded.globals_seen)
+    return Content(
+        pickles[0][1].value,
+        container,
+        tuple(seen),
+        sum(entry.size for entry in used.values()),
+        details,
+        tuple(findings),
+    )
