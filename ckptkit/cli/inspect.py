@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ckptkit.cli import jsontext, markdown, options, render, report
+from ckptkit.cli import options, render, report
 from ckptkit.cli.progress import Bar
 from ckptkit.cli.text import Terminal, clean, emit
 from ckptkit.core.errors import CkptError
@@ -58,6 +58,8 @@ def command(paths: tuple[str, ...], style: str | None, **chosen: Any) -> int:
         except CkptError as error:
             code = 2
             if style == "json":
+                from ckptkit.cli import jsontext
+
                 sys.stdout.write(jsontext.error(error, path) + "\n")
             else:
                 sys.stdout.flush()
@@ -106,10 +108,14 @@ def _text(graph: TensorGraph, measured: Measured | None, chosen: dict[str, Any])
 
 
 def _markdown(graph: TensorGraph, measured: Measured | None, chosen: dict[str, Any]) -> None:
+    from ckptkit.cli import markdown
+
     emit(markdown.document(graph, summarise(graph), _title(graph), measured, objects=chosen["objects"]))
 
 
 def _lines(graph: TensorGraph, measured: Measured | None, chosen: dict[str, Any]) -> None:
+    from ckptkit.cli import jsontext
+
     lead = f"{clean(graph.origin.path)}\t" if chosen["several"] else ""
     if chosen["objects"]:
         emit(f"{lead}{clean(o.path)}\t{clean(o.type)}\t{jsontext.dumps(o.value)}" for o in graph.objects)
@@ -138,6 +144,8 @@ def _line(
 
 
 def _json(graph: TensorGraph, measured: Measured | None, chosen: dict[str, Any]) -> None:
+    from ckptkit.cli import jsontext
+
     for piece in jsontext.inspected(graph, summarise(graph), section_of(graph), measured):
         sys.stdout.write(piece)
 

@@ -93,7 +93,9 @@ def inspected(
             "stored": summary.stored,
             "elements": summary.elements,
             "parameters": summary.parameters,
-            "dtypes": summary.dtypes,
+            "dtypes": {
+                name: {"tensors": tensors, "nbytes": nbytes} for name, (tensors, nbytes) in summary.dtypes.items()
+            },
         },
         "naming": {
             "scheme": summary.naming.scheme,
@@ -105,10 +107,10 @@ def inspected(
             {"family": q.family, "weights": q.weights, "parameters": q.parameters} for q in summary.quantized
         ],
         "graph": None
-        if summary.operators is None
+        if not graph.nodes
         else {
-            "nodes": summary.operators.nodes,
-            "operators": summary.operators.histogram,
+            "nodes": sum(summary.operators.values()),
+            "operators": summary.operators,
             "inputs": graph.inputs,
             "outputs": graph.outputs,
         },

@@ -32,7 +32,7 @@ class Look(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
-    tied: str  # the name whose bytes these are, "" if they are its own; "*" for any, to fold by
+    tied: bool  # its bytes are those of another name
     note: str
 
 
@@ -49,25 +49,36 @@ class Row(NamedTuple):
 
 def tree(tensors: Mapping[str, Tensor], ties: Mapping[str, str]) -> list[Row]:
     """The tensors as lines, repeated layers folded."""
-    looks: dict[tuple[str, tuple[int, ...], bool, str], Look] = {}
+    numbers: dict[tuple[object, ...], int] = {}
+    looks: list[Look] = []
 
-    def look(name: str, tensor: Tensor) -> Look:
-        key = (tensor.dtype.name, tensor.shape, name in ties, tensor.note)
-        found = looks.get(key)
-        if found is None or not tensor.dtype.bits:
-            tied = "*" if name in ties else ""
-            found = looks[key] = Look(key[0], key[1], tensor.nbytes, tied, tensor.note)
-        return found
+    def look(name: str, tensor: Tensor) -> int:
+        """The number of the tensor's look: folding compares it for every name."""
+        key: tuple[object, ...] = (tensor.dtype.name, tensor.shape, name in ties, tensor.note)
+        if not tensor.dtype.bits:
+            key = (*key, tensor.nbytes)  # the size of strings varies
+        number = numbers.get(key)
+        if number is None:
+            number = numbers[key] = len(looks)
+            looks.append(Look(tensor.dtype.name, tensor.shape, tensor.nbytes, name in ties, tensor.note))
+        return number
 
     folded = fold((name, look(name, tensor)) for name, tensor in tensors.items())
     rows: list[Row] = []
     for branch in folded:
-        _add(rows, branch, "", "", "", 1, ties)
+        _add(rows, branch, "", "", "", 1, looks, ties)
     return rows
 
 
 def _add(
-    rows: list[Row], branch: Branch, indent: str, above: str, path: str, copies: int, ties: Mapping[str, str]
+    rows: list[Row],
+    branch: Branch,
+    indent: str,
+    above: str,
+    path: str,
+    copies: int,
+    looks: Sequence[Look],
+    ties: Mapping[str, str],
 ) -> None:
     """Append the lines of a branch: `above` is what of its names stands in headings, `path` what follows it;
     `copies` is how many paths those two stand for."""
@@ -75,20 +86,21 @@ def _add(
     copies *= branch.copies
     shown = clean(label.removeprefix(".") if above else label) or '""'
     if not branch.children:
-        rows.append(_leaf(indent + shown, branch, copies, above + label, ties))
+        rows.append(_leaf(indent + shown, branch, copies, above + label, looks, ties))
     elif branch.lines >= (3 if branch.copies > 1 else HEADING):
-        total = copies // branch.copies * _total(branch)
+        total = copies // branch.copies * _total(branch, looks)
         rows.append(Row(indent + shown, nbytes=size(total), heading=True))
         for child in branch.children:
-            _add(rows, child, indent + "  ", above + label, "", copies, ties)
+            _add(rows, child, indent + "  ", above + label, "", copies, looks, ties)
     else:
         for child in branch.children:
-            _add(rows, child, indent, above, label, copies, ties)
+            _add(rows, child, indent, above, label, copies, looks, ties)
 
 
-def _leaf(label: str, branch: Branch, copies: int, name: str, ties: Mapping[str, str]) -> Row:
-    look = branch.signature
-    assert isinstance(look, Look)
+def _leaf(
+    label: str, branch: Branch, copies: int, name: str, looks: Sequence[Look], ties: Mapping[str, str]
+) -> Row:
+    look = looks[branch.signature]
     more = [f"×{copies}"] if copies > 1 else []
     if look.tied:
         more.append(f"= {clean(ties[name])}" if name in ties else "tied")
@@ -97,12 +109,12 @@ def _leaf(label: str, branch: Branch, copies: int, name: str, ties: Mapping[str,
     return Row(label, look.dtype, shape(look.shape), size(look.nbytes), "  ".join(more))
 
 
-def _total(branch: Branch) -> int:
+def _total(branch: Branch, looks: Sequence[Look]) -> int:
     """Logical bytes below a branch, tied tensors not counted again."""
-    look = branch.signature
-    if isinstance(look, Look):
-        return 0 if look.tied else look.nbytes * branch.names
-    return branch.copies * sum(map(_total, branch.children))
+    if branch.children:
+        return branch.copies * sum(_total(child, looks) for child in branch.children)
+    look = looks[branch.signature]
+    return 0 if look.tied else look.nbytes * branch.names
 
 
 def table(rows: Sequence[Row], terminal: Terminal) -> Iterator[str]:
@@ -173,7 +185,7 @@ def facts(graph: TensorGraph, summary: Summary, title: str, terminal: Terminal, 
         ("sections", _sections(graph)),
         ("stored", _stored(graph, summary)),
         ("ties", _ties(summary)),
-        ("graph", _operators(graph, summary)),
+        ("graph", _operators(summary.operators)),
         ("inputs", _values(graph.inputs, graph.tensors)),
         ("outputs", _values(graph.outputs, {})),
         ("metadata", _metadata(graph.metadata)),
@@ -196,9 +208,9 @@ def _answer(graph: TensorGraph, summary: Summary, title: str, terminal: Terminal
         values.append(f"{count(summary.parameters)} {unit}")
     shares = summary.dtypes
     if len(shares) == 1:
-        values.append(shares[0].dtype)
+        values += shares
     elif shares:
-        values.append(", ".join(f"{share.dtype} ×{share.tensors}" for share in shares))
+        values.append(", ".join(f"{dtype} ×{tensors}" for dtype, (tensors, _) in shares.items()))
     path = clean(graph.origin.path)
     line = f"{path}   {' · '.join(values)}"
     if terminal.width is None or columns(line) <= terminal.width:
@@ -212,7 +224,7 @@ def _scheme(summary: Summary) -> list[str]:
     naming = summary.naming
     values = []
     if naming.scheme:
-        sizes = ", ".join(f"{n} {label}" if label in _PLURAL else f"{label} {n}" for label, n in naming.sizes)
+        sizes = ", ".join(f"{n} {what}" if what in _PLURAL else f"{what} {n}" for what, n in naming.sizes)
         values.append(f"{naming.scheme} ({naming.family} names){', ' if sizes else ''}{sizes}")
     if naming.wrappers:
         inside = " inside " if naming.scheme else ""
@@ -250,12 +262,11 @@ def _ties(summary: Summary) -> list[str]:
     return _few(ties, len(summary.ties), FEW // 2)
 
 
-def _operators(graph: TensorGraph, summary: Summary) -> list[str]:
-    if summary.operators is None:
+def _operators(histogram: Mapping[str, int]) -> list[str]:
+    if not histogram:
         return []
-    histogram = summary.operators.histogram
-    ops = [f"{clean(op)} ×{n}" for op, n in list(histogram.items())[:FEW]]
-    return [plural(summary.operators.nodes, "node"), *_few(ops, len(histogram), FEW)]
+    ops = [f"{clean(op)} ×{times}" for op, times in list(histogram.items())[:FEW]]
+    return [plural(sum(histogram.values()), "node"), *_few(ops, len(histogram), FEW)]
 
 
 def _values(values: Iterable[Value], initializers: Mapping[str, Tensor]) -> list[str]:

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import islice, product
 from os.path import commonprefix
-from typing import NamedTuple, Union
+from typing import Any, NamedTuple, Union
 
 DEPTH = 64  # segments of one name; real names have up to about 12
 LONG = 1_000  # characters of a name that is cut with care, of a segment that is not looked at for numbers
@@ -46,7 +46,7 @@ class Branch(NamedTuple):
 
     parts: tuple[tuple[str, ...], ...]
     children: tuple["Branch", ...]
-    signature: Hashable
+    signature: Any
     copies: int
     names: int
     lines: int
@@ -93,21 +93,30 @@ def fold(names: Iterable[tuple[str, Hashable]]) -> Tree:
     parents = {"": root}
     signatures: dict[Hashable, int] = {}
     nodes = 0
+    prefix, node = "", root
     for name, signature in names:
-        cut = max(name.rfind("."), name.rfind("/"), 0)
-        node = parents.get(name[:cut])
-        if node is None and nodes > NODES:
-            node, cut = root, 0
-        elif node is None:
-            node = root
-            for segment in segments(name[:cut]):
-                below = node.get(segment)
-                if not isinstance(below, dict):
-                    # A name that others continue stands below its own node, as "".
-                    below = node[segment] = {} if below is None else {"": below}
-                    nodes += 1
-                node = below
-            parents[name[:cut]] = node
+        cut = name.rfind(".")
+        if "/" in name:
+            cut = max(cut, name.rfind("/"))
+        if cut < 0:
+            cut = 0
+        if name[:cut] != prefix:
+            prefix = name[:cut]
+            known = parents.get(prefix)
+            if known is not None:
+                node = known
+            elif nodes > NODES:
+                prefix, node, cut = "", root, 0
+            else:
+                node = root
+                for segment in segments(prefix):
+                    below = node.get(segment)
+                    if not isinstance(below, dict):
+                        # A name that others continue stands below its own node, as "".
+                        below = node[segment] = {} if below is None else {"": below}
+                        nodes += 1
+                    node = below
+                parents[prefix] = node
         number = signatures.setdefault(signature, ~len(signatures))
         taken = node.get(name[cut:])
         if isinstance(taken, dict):
@@ -138,15 +147,17 @@ class _Folder:
     def __init__(self, signatures: list[Hashable]) -> None:
         self.signatures = signatures
         self.numbers: dict[tuple[tuple[str, int], ...], int] = {}
-        self.subtrees: list[list[tuple[str, int]]] = []
+        self.subtrees: list[tuple[tuple[str, int], ...]] = []
         self.folded: dict[int, Tree] = {}
 
     def number(self, node: _Node) -> int:
-        items = [(segment, self.number(v) if isinstance(v, dict) else v) for segment, v in node.items()]
-        key = tuple(sorted(items))
-        found = self.numbers.setdefault(key, len(self.subtrees))
-        if found == len(self.subtrees):
-            self.subtrees.append(items)
+        items = tuple([(segment, v if isinstance(v, int) else self.number(v)) for segment, v in node.items()])
+        found = self.numbers.get(items)
+        if found is None:  # perhaps the same in another order
+            found = self.numbers.setdefault(tuple(sorted(items)), len(self.subtrees))
+            self.numbers[items] = found
+            if found == len(self.subtrees):
+                self.subtrees.append(items)
         return found
 
     def tree(self, number: int) -> Tree:
@@ -176,7 +187,7 @@ class _Folder:
 
 
 def _siblings(
-    items: list[tuple[str, int]], lines: Callable[[int], int]
+    items: Sequence[tuple[str, int]], lines: Callable[[int], int]
 ) -> Iterator[tuple[tuple[str, ...], int]]:
     """Group sibling (segment, number) pairs that may be written as one."""
     series: dict[Hashable, list[tuple[int, str, int, int]]] = {}  # what surrounds the digits → members

@@ -186,16 +186,18 @@ def naming(tensors: Mapping[str, Tensor]) -> Naming:
     if not tensors:
         return Naming()
     wrappers: list[str] = []
+    text = "\n".join(tensors)  # one search instead of one per name
     for inner in INNER:
-        if any("." + inner in name for name in tensors):
+        if "." + inner in text:
             tensors = {name.replace("." + inner, "."): tensor for name, tensor in tensors.items()}
             wrappers.append("…." + inner)
     while wrapper := next((w for w in WRAPPERS if _all_start(tensors, w)), None):
         tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
         wrappers.insert(0, wrapper)
-    packed = {n[: -len("qweight")] + "weight": t for n, t in tensors.items() if n.endswith(".qweight")}
+    if ".qweight" in text:
+        packed = {n.removesuffix("qweight") + "weight": t for n, t in tensors.items() if n.endswith(".qweight")}
+        tensors = {**tensors, **packed}
     sure = tuple(wrappers)
-    tensors = {**tensors, **packed} if packed else tensors
     for _ in range(4):
         found = _fit(tensors)
         if found is not None:

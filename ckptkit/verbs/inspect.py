@@ -28,28 +28,6 @@ _COUNTING = ("int64", "int32", "uint64", "uint32", "bool", "string")
 
 
 @dataclass(frozen=True, slots=True)
-class DTypeShare:
-    """How much of a checkpoint has one dtype; tied tensors count once in `nbytes` (bytes)."""
-
-    dtype: str
-    tensors: int
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Operators:
-    """The ONNX graph in numbers.
-
-    Attributes:
-        nodes: operators, those of subgraphs included.
-        histogram: operator (with its domain unless it is ONNX's own) → how often, most frequent first.
-    """
-
-    nodes: int
-    histogram: Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True)
 class Summary:
     """What a checkpoint holds.
 
@@ -62,12 +40,13 @@ class Summary:
         elements: number of elements, tied tensors once.
         parameters: logical parameters: the elements of weights (quantised ones as many as they stand for),
             without scales, buffers, counters and indices.
-        dtypes: the largest share first.
+        dtypes: dtype → (tensors, bytes), the largest first; tied tensors count once in the bytes.
         ties: tied name → the first name of its group.
         slices: names whose storage is larger than they are.
         naming: what the names tell.
         quantized: the families of quantised weights.
-        operators: of an ONNX graph; None without one.
+        operators: of an ONNX graph, subgraphs included: operator (with its domain unless it is ONNX's own) → how
+            often, the most frequent first.
     """
 
     tensors: int
@@ -76,12 +55,12 @@ class Summary:
     files: int
     elements: int
     parameters: int
-    dtypes: tuple[DTypeShare, ...]
+    dtypes: Mapping[str, tuple[int, int]]
     ties: Mapping[str, str]
     slices: tuple[str, ...]
     naming: Naming
     quantized: tuple[Quantized, ...]
-    operators: Operators | None
+    operators: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,16 +87,21 @@ def summarise(graph: TensorGraph) -> Summary:
     families = quantized(tensors)
     members = frozenset[str]().union(*(family.members for family in families))
     shares: dict[str, list[int]] = {}
+    sizes: dict[tuple[str, tuple[int, ...]], tuple[int, int]] = {}  # few differ among many tensors
     nbytes = elements = parameters = 0
     for names in groups:
         first = names[0]
         tensor = tensors[first]
-        size, width = tensor.size, tensor.nbytes
+        dtype = tensor.dtype.name
+        counts = sizes.get((dtype, tensor.shape))
+        if counts is None or not tensor.dtype.bits:
+            counts = sizes[dtype, tensor.shape] = (tensor.size, tensor.nbytes)
+        size, width = counts
         nbytes += width
         elements += size
         if first not in members and _is_parameter(first, tensor):
             parameters += size
-        share = shares.setdefault(tensor.dtype.name, [0, 0])
+        share = shares.setdefault(dtype, [0, 0])
         share[0] += len(names)
         share[1] += width
     stored, slices = _stored(tensors)
@@ -128,14 +112,12 @@ def summarise(graph: TensorGraph) -> Summary:
         files=graph.origin.stored,
         elements=elements,
         parameters=parameters + sum(family.parameters for family in families),
-        dtypes=tuple(
-            DTypeShare(name, *share) for name, share in sorted(shares.items(), key=lambda item: -item[1][1])
-        ),
+        dtypes={n: (count, width) for n, (count, width) in sorted(shares.items(), key=lambda s: -s[1][1])},
         ties={name: names[0] for names in groups for name in names[1:]},
         slices=slices,
         naming=naming(tensors),
         quantized=families,
-        operators=_operators(graph.nodes) if graph.nodes else None,
+        operators=_operators(graph.nodes),
     )
 
 
@@ -197,13 +179,14 @@ def _covered(ranges: list[tuple[int, int]]) -> int:
     return total
 
 
-def _operators(nodes: Sequence[Node]) -> Operators:
+def _operators(nodes: Sequence[Node]) -> dict[str, int]:
     counts: dict[str, int] = {}
     waiting = [iter(nodes)]
     while waiting:
         for node in waiting.pop():
             op = f"{node.domain}::{node.op}" if node.domain not in ("", "ai.onnx") else node.op
             counts[op] = counts.get(op, 0) + 1
-            waiting += [iter(value.nodes) for value in node.attributes.values() if isinstance(value, Subgraph)]
-    order = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return Operators(sum(counts.values()), dict(order))
+            waiting += [
+                iter(value.nodes) for value in node.attributes.values() if isinstance(value, Subgraph)
+            ]
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
