@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import astuple
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,9 +16,12 @@ from ckptkit.core.names import natural
 from ckptkit.core.options import ReadOptions
 from ckptkit.core.tensor import Tensor
 from ckptkit.format import read_with, registry
-from ckptkit.verbs.inspect import Statistics, section_of, statistics, summarise
+from ckptkit.verbs.inspect import section_of, summarise
 
-Measured = dict[str, Statistics | None]
+if TYPE_CHECKING:
+    from ckptkit.core.numeric import Statistics
+
+Measured = dict[str, "Statistics | None"]
 
 
 @click.command(
@@ -87,11 +90,13 @@ def _look(path: str, chosen: dict[str, Any]) -> tuple[TensorGraph, Measured | No
         graph = graph.select(names)
     if not chosen["stats"]:
         return graph, None
+    from ckptkit.core.numeric import statistics
+
     with Bar(sum(tensor.nbytes for tensor in graph.values()), quiet=chosen["quiet"]) as bar:
         measured: Measured = {}
-        for name, values in statistics(graph.items()):
-            measured[name] = values
-            bar.advance(graph[name].nbytes)
+        for name, tensor in graph.items():
+            measured[name] = statistics(tensor)
+            bar.advance(tensor.nbytes)
     return graph, measured
 
 

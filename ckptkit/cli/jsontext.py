@@ -5,12 +5,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from itertools import islice
 from json.encoder import encode_basestring_ascii as quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckptkit.core.errors import CkptError
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.tensor import Tensor
-from ckptkit.verbs.inspect import Statistics, Summary
+from ckptkit.verbs.inspect import Summary
+
+if TYPE_CHECKING:
+    from ckptkit.core.numeric import Statistics
 
 BATCH = 10_000
 
@@ -74,7 +77,7 @@ def inspected(
     graph: TensorGraph,
     summary: Summary,
     section: Callable[[str], str],
-    measured: Mapping[str, Statistics | None] | None,
+    measured: "Mapping[str, Statistics | None] | None",
 ) -> Iterator[str]:
     """A `ckptkit.inspect/1` document in pieces."""
     origin = graph.origin
@@ -127,7 +130,7 @@ def _tensors(
     tensors: Mapping[str, Tensor],
     ties: Mapping[str, str],
     section: Callable[[str], str],
-    measured: Mapping[str, Statistics | None] | None,
+    measured: "Mapping[str, Statistics | None] | None",
 ) -> Iterator[str]:
     if measured is None:
         for row in tensor_rows(tensors, ties, section):

@@ -1,11 +1,15 @@
 """A checkpoint as Markdown, for pull requests and model cards."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ckptkit.cli import render
 from ckptkit.cli.text import Terminal, clean, number
 from ckptkit.core.graph import TensorGraph
-from ckptkit.verbs.inspect import Statistics, Summary
+from ckptkit.verbs.inspect import Summary
+
+if TYPE_CHECKING:
+    from ckptkit.core.numeric import Statistics
 
 _PLAIN = Terminal()
 
@@ -14,7 +18,7 @@ def document(
     graph: TensorGraph,
     summary: Summary,
     title: str,
-    measured: Mapping[str, Statistics | None] | None,
+    measured: "Mapping[str, Statistics | None] | None",
     *,
     objects: bool,
 ) -> Iterator[str]:
@@ -68,7 +72,7 @@ def _indented(label: str) -> str:
     return "&emsp;" * ((len(label) - len(name)) // 2) + _code(name)
 
 
-def _cells(values: Statistics | None) -> list[str]:
+def _cells(values: "Statistics | None") -> list[str]:
     if values is None:
         return [""] * 7
     measures = (values.minimum, values.maximum, values.mean, values.std)

@@ -1,7 +1,7 @@
 """A checkpoint on the terminal: the answer, the facts, then the tensors folded by layer."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ckptkit.cli.text import (
     Terminal,
@@ -19,7 +19,10 @@ from ckptkit.cli.text import (
 from ckptkit.core.graph import Leaf, TensorGraph, Value
 from ckptkit.core.names import Branch, fold
 from ckptkit.core.tensor import Tensor
-from ckptkit.verbs.inspect import Statistics, Summary
+from ckptkit.verbs.inspect import Summary
+
+if TYPE_CHECKING:
+    from ckptkit.core.numeric import Statistics
 
 HEADING = 8  # lines below a prefix that make it a heading of its own
 FEW = 8  # facts of one kind shown before "and N more"
@@ -137,7 +140,7 @@ def table(rows: Sequence[Row], terminal: Terminal) -> Iterator[str]:
 
 
 def measured_table(
-    tensors: Mapping[str, Tensor], measured: Mapping[str, Statistics | None], terminal: Terminal
+    tensors: Mapping[str, Tensor], measured: "Mapping[str, Statistics | None]", terminal: Terminal
 ) -> Iterator[str]:
     """One line per tensor with its statistics."""
     rows: list[list[str]] = [["", "min", "max", "mean", "std", ""]]
@@ -157,7 +160,7 @@ def measured_table(
         yield line if terminal.width is None else shorten_end(line, terminal.width)
 
 
-def _oddities(tensor: Tensor, values: Statistics) -> Iterator[str]:
+def _oddities(tensor: Tensor, values: "Statistics") -> Iterator[str]:
     if values.nan:
         yield f"{count(values.nan)} NaN"
     if values.inf:
@@ -202,7 +205,8 @@ def facts(graph: TensorGraph, summary: Summary, title: str, terminal: Terminal, 
 
 def _answer(graph: TensorGraph, summary: Summary, title: str, terminal: Terminal) -> Iterator[str]:
     container = graph.origin.container
-    values = [title if container in ("", title) else clean(f"{title}, {container}"), size(summary.nbytes), plural(summary.tensors, "tensor")]
+    what = title if container in ("", title) else clean(f"{title}, {container}")
+    values = [what, size(summary.nbytes), plural(summary.tensors, "tensor")]
     if summary.parameters:
         unit = "parameter" if summary.parameters == 1 else "parameters"
         values.append(f"{count(summary.parameters)} {unit}")

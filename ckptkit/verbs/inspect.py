@@ -1,9 +1,9 @@
 """inspect: what a checkpoint holds, as one value.
 
-Everything comes from the manifest; only `statistics` reads the tensors themselves.
+Everything comes from the manifest; the tensors themselves are not read.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ckptkit.core.files import File
@@ -63,23 +63,6 @@ class Summary:
     operators: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """The values of one tensor in numbers.
-
-    `minimum`, `maximum`, `mean` and `std` (of the population) are over the finite values, None if there are none;
-    `zeros`, `nan` and `inf` are counts.
-    """
-
-    minimum: float | None
-    maximum: float | None
-    mean: float | None
-    std: float | None
-    zeros: int
-    nan: int
-    inf: int
-
-
 def summarise(graph: TensorGraph) -> Summary:
     """What a checkpoint holds; looks at the manifest only."""
     groups = graph.storages()
@@ -130,17 +113,6 @@ def section_of(graph: TensorGraph) -> Callable[[str], str]:
     if not paths:
         return lambda name: ""
     return lambda name: next((p for p in paths if name == p or name.startswith(f"{p}.")), "")
-
-
-def statistics(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Statistics | None]]:
-    """Stream each tensor once: (name, statistics), None for elements that are no real numbers.
-
-    Raises CkptError when the bytes cannot be had.
-    """
-    from ckptkit.core.numeric import statistics as measure
-
-    for name, tensor in tensors:
-        yield name, measure(tensor)
 
 
 def _is_parameter(name: str, tensor: Tensor) -> bool:
