@@ -21,7 +21,7 @@ from ckptkit.core.graph import Leaf, Origin, TensorGraph
 from ckptkit.core.options import ReadOptions
 from ckptkit.core.tensor import Tensor
 from ckptkit.format import registry, strict_json
-from ckptkit.format.safetensors.reader import restore_ties
+from ckptkit.format.tied_names import restore_ties
 
 NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.[A-Za-z0-9]+)")
 _SHOWN = 3  # names spelled out in a message
@@ -125,6 +125,7 @@ def _joined(path: str, shards: Mapping[str, TensorGraph], weight_map: Mapping[st
     objects: list[Leaf] = []
     shadowed: list[str] = []
     unlisted: list[str] = []
+    differing: list[str] = []
     for shard, graph in shards.items():
         ties = graph.ties()
         for name, tensor in graph.tensors.items():
@@ -140,7 +141,8 @@ def _joined(path: str, shards: Mapping[str, TensorGraph], weight_map: Mapping[st
             home[name] = shard
             tensors[name] = tensor
         for key, value in graph.metadata.items():
-            metadata.setdefault(key, value)
+            if metadata.setdefault(key, value) != value and key not in differing:
+                differing.append(key)
         findings += [replace(f, where=f"{shard} {f.where}".strip()) for f in graph.findings]
         objects += graph.objects
     if shadowed:
@@ -149,6 +151,9 @@ def _joined(path: str, shards: Mapping[str, TensorGraph], weight_map: Mapping[st
     if unlisted:
         message = f"{_tensors(unlisted)} in the shards but not in the index: {_listed(unlisted)}"
         findings.append(Finding("not-in-index", "warning", unlisted[0], message, "the index may be stale"))
+    if differing:
+        message = f"the shards disagree on metadata; the first one's is kept: {_listed(differing)}"
+        findings.append(Finding("metadata-differs", "note", differing[0], message))
     first = next(iter(shards.values()))
     files = tuple(file for graph in shards.values() for file in graph.origin.files)
     origin = Origin(path, first.origin.format, first.origin.container, files)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 from ckptkit.core.budgets import DEFAULT_BUDGETS, Budgets
 from ckptkit.core.dtypes import BY_SAFETENSORS, DType
 from ckptkit.core.errors import CkptError
-from ckptkit.core.files import File, Reader
+from ckptkit.core.files import Reader
 
 PREFIX = 8  # bytes of the length
 METADATA = "__metadata__"
@@ -49,16 +49,15 @@ class Header(NamedTuple):
     start: int
 
 
-def read_header(file: File, budgets: Budgets = DEFAULT_BUDGETS) -> Header:
-    """Read and prove the header of a file. Costs the header, never the tensors.
+def read_header(reader: Reader, budgets: Budgets = DEFAULT_BUDGETS) -> Header:
+    """Read and prove the header of an open file. Costs the header, never the tensors.
 
     Raises CkptError `truncated`, `header-too-large`, `header-invalid`, `duplicate-name`, `dtype-unknown`,
     `size-mismatch`, `tensors-overlap` or `bytes-unclaimed`.
     """
-    with file.open() as reader:
-        raw = header_bytes(reader, budgets)
+    raw = header_bytes(reader, budgets)
     start = PREFIX + len(raw)
-    return parse(raw, file.size - start, file.path)
+    return parse(raw, reader.file.size - start, reader.file.path)
 
 
 def header_bytes(reader: Reader, budgets: Budgets) -> bytes:

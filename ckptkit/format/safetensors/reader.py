@@ -4,41 +4,48 @@ Tensors stand in offset order. A `__metadata__` entry `dropped: kept`, as safete
 tensors, is restored as a second name of the same bytes. Sharded checkpoints are `ckptkit.format.shards`.
 """
 
-from collections.abc import Mapping
-
-from ckptkit.core.files import File
+from ckptkit.core.errors import CkptError
+from ckptkit.core.files import File, Reader
+from ckptkit.core.findings import Finding
 from ckptkit.core.graph import Origin, TensorGraph
 from ckptkit.core.options import ReadOptions
 from ckptkit.core.tensor import Tensor
 from ckptkit.format.safetensors.header import read_header
+from ckptkit.format.tied_names import restore_ties
 
-# A key that every loader gives another meaning, should a tensor be called "pt".
-_RESERVED = ("format",)
+
+_TAIL = 1 << 20  # bytes at the end of a file that are never all zeros in a whole one of four times that size
 
 
 def read(path: str, options: ReadOptions) -> TensorGraph:
-    """The tensors of one file. `options.section` has no meaning here: there is one state dict.
+    """The tensors of one file, which holds one state dict and no other section.
 
-    Raises CkptError as `read_header` does, and `not-found`, `not-a-file`, `io-error`.
+    Raises CkptError as `header.read_header` does, and `not-found`, `not-a-file`, `io-error`, `section-missing`.
     """
     file = File.at(path)
-    header = read_header(file, options.budgets)
+    if options.section not in (None, "", "all"):
+        message = f"a safetensors file has no sections, so none called {options.section!r}"
+        raise CkptError("section-missing", message, file.path)
+    with file.open() as reader:
+        header = read_header(reader, options.budgets)
+        findings = _zero_tail(reader)
     start = header.start
     tensors = {
         name: Tensor(dtype, shape, file, start + begin) for begin, _, name, dtype, shape in header.entries
     }
     metadata = restore_ties(tensors, header.metadata)
     origin = Origin(str(path), "safetensors", "safetensors", (file,))
-    return TensorGraph(tensors, origin, metadata=metadata)
+    return TensorGraph(tensors, origin, metadata=metadata, findings=findings)
 
 
-def restore_ties(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
-    """Add the names that `metadata` records as ties to `tensors`; returns the metadata that remains."""
-    ties = {key: tensors[value] for key, value in metadata.items() if reads_as_tie(key, value, tensors)}
-    tensors.update(ties)
-    return {key: value for key, value in metadata.items() if key not in ties}
-
-
-def reads_as_tie(key: str, value: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a metadata entry is another name (`key`) of a tensor that is there (`value`)."""
-    return value in tensors and key not in tensors and key not in _RESERVED
+def _zero_tail(reader: Reader) -> tuple[Finding, ...]:
+    """A warning where a download seems to have stopped: the size is right, the end is zeros."""
+    size = reader.file.size
+    if size < 4 * _TAIL or reader.read(size - 4096, 4096).strip(b"\0"):
+        return ()
+    if reader.read(size - _TAIL, _TAIL).strip(b"\0"):
+        return ()
+    message = f"the last {_TAIL:,} bytes are zeros: a download may have stopped before them"
+    return (
+        Finding("zero-filled", "warning", "", message, "compare the file's checksum with the published one"),
+    )

@@ -23,7 +23,7 @@ from ckptkit.core.graph import TensorGraph
 from ckptkit.core.plan import Layout, OutputFile, Piece, WriteOptions
 from ckptkit.core.tensor import Tensor
 from ckptkit.format.safetensors.header import METADATA, PREFIX
-from ckptkit.format.safetensors.reader import reads_as_tie
+from ckptkit.format.tied_names import reads_as_tie
 
 # fmt: off
 _ORDER = (
