@@ -5,8 +5,10 @@ promise the same. torch itself maps deflated members as if they were not, and sw
 big-endian files; here they are inflated and swapped.
 """
 
+from struct import unpack_from
 from typing import Any
 
+from ckptkit.core.budgets import Budgets
 from ckptkit.core.errors import CkptError
 from ckptkit.core.findings import Finding
 from ckptkit.core.storage import FileStorage
@@ -16,6 +18,7 @@ from ckptkit.format.pytorch.legacy import conflict
 from ckptkit.format.pytorch.machine import Unpickled, load
 from ckptkit.format.pytorch.nodes import Global
 from ckptkit.format.pytorch.refs import StorageRef, storage_id
+from ckptkit.format.pytorch.source import Pickles, Span
 from ckptkit.format.pytorch.zipfile_directory import DEFLATED, Entry
 
 
@@ -65,6 +68,28 @@ def read_zipped(archive: Archive) -> Content:
     storages = ZipStorages(archive, "data/")
     main = load_member(archive, "data.pkl", storages)
     return describe(archive, [("data.pkl", main)], [storages], f"zip, {archive.era}")
+
+
+def promised_size(span: Span, budgets: Budgets) -> int | None:
+    """Least size of an archive that lost its end, told from the storages its first member promises.
+
+    None if the first member is not a whole, stored data.pkl, as it is in all files of torch.save.
+    """
+    promised: dict[str, int] = {}
+
+    def refer(pid: Any) -> None:
+        found = storage_id(pid)
+        promised[found.key] = found.nbytes
+
+    try:
+        header = span.read(0, 30)
+        name_size, extra_size = unpack_from("<HH", header, 26)
+        if header[8:10] != b"\0\0" or not span.read(30, name_size).endswith(b"/data.pkl"):
+            return None
+        end = Pickles(span, budgets).load(30 + name_size + extra_size, refer).end
+    except CkptError:
+        return None
+    return end + sum(promised.values())
 
 
 def describe(
