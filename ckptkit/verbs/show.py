@@ -1,0 +1,174 @@
+"""show: one tensor's values, as an array or as a .npy file."""
+
+import os
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from ckptkit.core.dtypes import DTYPES
+from ckptkit.core.errors import CkptError
+from ckptkit.core.files import io_error
+from ckptkit.core.graph import TensorGraph
+from ckptkit.core.numeric import Statistics, statistics
+from ckptkit.core.staging import Staging
+from ckptkit.core.tensor import Tensor
+from ckptkit.match.schemes import unwrapped
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
+Index = tuple[Any, ...]  # of slice, int and Ellipsis, as numpy takes it
+
+# Dtypes that numpy itself has, so that any program can load the file.
+NATIVE = ("float64", "float32", "float16", "complex128", "complex64", "bool")
+NATIVE += ("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8")
+_CANDIDATES = 400  # names compared letter by letter when none is exact
+_BLOCK = 1 << 20  # elements written at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One tensor, or a part of it.
+
+    Attributes:
+        name: its full name.
+        tensor: as stored.
+        values: the part asked for, an array of any dtype that numpy and ml_dtypes have.
+        statistics: of the whole tensor; None if its elements are no real numbers, or if they were not wanted.
+    """
+
+    name: str
+    tensor: Tensor
+    values: "Array"
+    statistics: Statistics | None
+
+
+def show(graph: TensorGraph, name: str, index: Index = (), *, measure: bool = True) -> Shown:
+    """The values of one tensor, or of a part of it, and unless `measure` is off statistics over all of it.
+
+    Raises CkptError `no-such-tensor` (the hint names what is near), `bad-slice`, `dtype-unsupported` (no array
+    can hold the type), and what reading raises.
+    """
+    tensor = find(graph, name)
+    return Shown(name, tensor, _part(tensor, index), statistics(tensor) if measure else None)
+
+
+def find(graph: TensorGraph, name: str) -> Tensor:
+    """The tensor of that name. Raises CkptError `no-such-tensor`."""
+    if name in graph:
+        return graph[name]
+    near = nearest(name, graph)
+    listed = f"ckptkit inspect {graph.origin.path} lists the names"
+    hint = f"did you mean {' or '.join(near)}?" if near else listed
+    raise CkptError("no-such-tensor", f"there is no tensor {name!r}", graph.origin.path, hint)
+
+
+def nearest(name: str, names: Collection[str], limit: int = 3) -> list[str]:
+    """The names that were probably meant: the same without wrappers, then endings, then those spelt alike."""
+    bare = unwrapped(name)
+    same = [n for n in names if unwrapped(n) == bare]
+    tail = "." + bare
+    same += list(islice((n for n in names if n.endswith(tail) and n not in same), limit))
+    if same or not names:
+        return same[:limit]
+    from difflib import get_close_matches
+
+    words = set(name.replace("/", ".").split("."))
+    likely = sorted(
+        names, key=lambda n: (-len(words.intersection(n.replace("/", ".").split("."))), abs(len(n) - len(name)))
+    )
+    return get_close_matches(name, likely[:_CANDIDATES], n=limit, cutoff=0.5)
+
+
+def parse_slice(text: str) -> Index:
+    """`0:3,:` → what numpy takes between brackets: integers, slices and `...`. Raises CkptError `bad-slice`."""
+    try:
+        return tuple(map(_one, text.strip().removeprefix("[").removesuffix("]").split(",")))
+    except ValueError:
+        raise CkptError("bad-slice", "this is no slice", text, "for example 0:3,: or 0,...,-1") from None
+
+
+def _one(text: str) -> Any:
+    if text.strip() == "...":
+        return Ellipsis
+    numbers = [int(number) if number.strip() else None for number in text.split(":")]
+    if len(numbers) == 1 and numbers[0] is not None:
+        return numbers[0]
+    if len(numbers) not in (2, 3) or numbers[2:] == [0]:
+        raise ValueError(text)
+    return slice(*numbers)
+
+
+def _part(tensor: Tensor, index: Index) -> "Array":
+    import numpy as np
+
+    values = tensor.numpy()
+    try:
+        return np.asarray(values[index])
+    except IndexError as error:
+        dims = "×".join(map(str, tensor.shape)) or "no dimensions"
+        raise CkptError("bad-slice", f"the slice does not fit a tensor of {dims}", None, str(error)) from None
+
+
+def native(values: "Array") -> "Array":
+    """The values in a type that numpy itself has: bfloat16 and float8 as float32, narrow integers as int8."""
+    import numpy as np
+
+    name = values.dtype.name
+    if name in NATIVE:
+        return values
+    kind = DTYPES[name].kind if name in DTYPES else "float"
+    return values.astype({"int": np.int8, "uint": np.uint8}.get(kind, np.float32))
+
+
+def save_npy(
+    shown: Shown, path: str | os.PathLike[str], *, upcast: str | None = None, overwrite: bool = False
+) -> int:
+    """Write the values as a .npy file, whole or not at all, and return its size in bytes.
+
+    `upcast` is the dtype to convert to: needed for bfloat16, float8 and whatever else .npy files cannot hold.
+    Raises CkptError `dtype-unsupported`, `exists`, `io-error`.
+    """
+    import numpy as np
+
+    had = shown.values.dtype.name
+    if upcast is None and had not in NATIVE:
+        raise CkptError("dtype-unsupported", f".npy files have no {had}", shown.name, f"--upcast {_wider(had)}")
+    dtype = np.dtype(upcast or had)
+    if not np.can_cast(native(shown.values[..., :0] if shown.values.ndim else shown.values).dtype, dtype, "safe"):
+        raise CkptError("dtype-unsupported", f"{dtype} does not hold all of {had}", shown.name, "a wider --upcast")
+    head = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shown.values.shape}
+    with Staging(path, folder=False, overwrite=overwrite) as staging:
+        name = staging.target.name
+        try:
+            with open(staging.path / name, "wb") as file:
+                np.lib.format.write_array_header_1_0(file, head)
+                for block in _blocks(shown.values):
+                    file.write(block.astype(dtype).data)
+                written = file.tell()
+        except OSError as error:
+            raise io_error(error, os.fspath(path)) from None
+        staging.publish([name])
+    return written
+
+
+def _wider(name: str) -> str:
+    kind = DTYPES[name].kind if name in DTYPES else "float"
+    return {"int": "int8", "uint": "uint8"}.get(kind, "float32")
+
+
+def _blocks(values: "Array") -> "Iterator[Array]":
+    """The values in row-major order, some at a time, whatever their strides."""
+    import numpy as np
+
+    if values.flags.c_contiguous:
+        flat = values.reshape(-1)
+        yield from (flat[at : at + _BLOCK] for at in range(0, flat.size, _BLOCK))
+    elif values.ndim and values[0].size > _BLOCK:
+        for row in values:
+            yield from _blocks(row)
+    else:
+        yield np.ascontiguousarray(values).reshape(-1)
