@@ -79,7 +79,7 @@ class AttributeReader:
             return Attribute(name)
         if constant and _CONSTANT_FIELDS.get(name) != held:
             raise CkptError(
-                "onnx-constant", f"a Constant with the attribute {name} in {held or 'nothing'}", where
+                "onnx-constant", f"a Constant with the attribute {name!r} in {held or 'nothing'}", where
             )
         return self._value(name, held, message.get(held), constant, span, where)
 
