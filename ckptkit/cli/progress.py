@@ -41,9 +41,13 @@ class Bar:
         sys.stderr.write(f"\r {'━' * filled}{'─' * (room - filled)}{numbers}\x1b[K")
         sys.stderr.flush()
 
-    def restart(self, label: str, total: int) -> None:
-        """Another phase begins."""
-        self.label, self.total, self.started = label, total, monotonic()
+    def phase(self, name: str, done: int, total: int) -> None:
+        """Where a phase of the work stands; writing is not named, what follows it is."""
+        label = "" if name == "write" else f"{name} "
+        if label != self.label:
+            self.label, self.started = label, monotonic()
+        self.total = total
+        self.show(done)
 
     def __enter__(self) -> "Bar":
         return self

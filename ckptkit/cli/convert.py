@@ -1,0 +1,210 @@
+"""`ckptkit convert`: any readable checkpoint to any writable format."""
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ckptkit.cli import options
+from ckptkit.cli.progress import Bar
+from ckptkit.cli.text import KEY, Terminal, clean, emit, finding_text, plural, size
+from ckptkit.core.staging import check_target
+from ckptkit.verbs.convert import Plan, Receipt, plan, write
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
+_SHOWN = 6  # ties and notes printed one by one
+
+
+class Size(click.ParamType):
+    """Bytes: `5GB`, `500MB`, `1GiB`, `1000000`."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([KMGT]?I?)B?", str(value).strip().upper(), re.ASCII)
+        nbytes = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
+        if nbytes < 1:
+            self.fail(f"{value!r} is no size; for example 5GB, 500MB, 1GiB", param, ctx)
+        return nbytes
+
+
+class Pair(click.ParamType):
+    """`key=value`."""
+
+    name = "key=value"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = str(value).partition("=")
+        if not key or not equals:
+            self.fail(f"{value!r} is not KEY=VALUE", param, ctx)
+        return key, text
+
+
+@click.command(
+    epilog=options.examples(
+        "ckptkit convert model.pt model.safetensors",
+        "ckptkit convert last.ckpt model.safetensors --rules strip:model. --dtype bfloat16 -n",
+        "ckptkit convert llama/ llama-bf16/ --dtype bfloat16 --max-shard-size 5GB",
+        "ckptkit convert model.onnx big.onnx --onnx-data external",
+    )
+)
+@click.argument("src", type=click.Path())
+@click.argument("dst", type=click.Path())
+@click.option("--to", metavar="FORMAT", help="Format to write; else DST's suffix says it.")
+@options.include
+@options.exclude
+@options.section
+@options.variant
+@click.option("--rules", metavar="RULE", multiple=True, help="Rename: strip:PREFIX or add:PREFIX. Repeatable, in order.")
+@click.option("--dtype", metavar="DTYPE", help="Cast float64, float32, float16 and bfloat16 tensors to this.")
+@click.option("--keep-dtype", metavar="GLOB", multiple=True, help="Tensors that --dtype leaves alone. Repeatable.")
+@click.option(
+    "--ties",
+    type=click.Choice(["keep", "copy", "error"]),
+    default="keep",
+    show_default=True,
+    help="Tensors that share bytes: once, once per name, or refuse.",
+)
+@click.option("--max-shard-size", metavar="SIZE", type=Size(), help="Split into files of at most 5GB, 500MB, … each.")
+@click.option(
+    "--onnx-data",
+    "external",
+    type=click.Choice(["auto", "inline", "external"]),
+    default="auto",
+    show_default=True,
+    help="ONNX weights inside the model or beside it.",
+)
+@click.option("--metadata", metavar="KEY=VALUE", type=Pair(), multiple=True, help="Set a metadata key. Repeatable.")
+@click.option("--no-metadata", is_flag=True, help="Drop the metadata of the source.")
+@click.option("--allow-loss", metavar="CODE", multiple=True, help="Accept what an error of this code says. Repeatable.")
+@click.option(
+    "--max-expand",
+    metavar="FACTOR",
+    type=click.FloatRange(min=1),
+    default=16.0,
+    show_default=True,
+    help="Refuse to write more than this many times the stored bytes.",
+)
+@click.option("--sidecar", metavar="FILE.json", type=click.Path(), help="Write the values that are no tensors here.")
+@click.option("--receipt", metavar="FILE.json", type=click.Path(), help="Record what came from where, with digests.")
+@click.option("--with-code", is_flag=True, help="Copy the *.py files of a folder too.")
+@click.option("-n", "--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option("-y", "--overwrite", is_flag=True, help="Replace an existing target.")
+@click.option("--verify", is_flag=True, help="Read back and compare every byte; open with the reference library.")
+@options.output("text", "json")
+@options.quiet
+def command(
+    src: str,
+    dst: str,
+    metadata: tuple[tuple[str, str], ...],
+    receipt: str | None,
+    dry_run: bool,
+    overwrite: bool,
+    verify: bool,
+    style: str | None,
+    quiet: bool,
+    **chosen: Any,
+) -> int:
+    """Convert any readable checkpoint to any writable format.
+
+    Everything is decided before the first byte is written; --dry-run prints the plan. The target appears whole or
+    not at all. What cannot be carried is an error until --allow-loss accepts it. A DST without a suffix is a folder.
+    """
+    decided = plan(src, dst, metadata=dict(metadata) or None, **chosen)
+    if style != "json" and not quiet:
+        emit(_planned(decided, Terminal.of(sys.stdout)))
+        sys.stdout.flush()
+    if dry_run:
+        refusal = decided.refusal()
+        if refusal is not None:
+            raise refusal
+        check_target(Path(dst).absolute(), folder=decided.folder, overwrite=overwrite)
+        for side in filter(None, (decided.sidecar, receipt)):
+            check_target(Path(side).absolute(), folder=False, overwrite=overwrite)
+        if style == "json":
+            emit([_plan_json(decided)])
+        return 0
+    with Bar(decided.nbytes, quiet=quiet) as bar:
+        done = write(decided, overwrite=overwrite, verify=verify, receipt=receipt, progress=bar.phase)
+    if style == "json":
+        from ckptkit.cli import jsontext
+
+        emit([jsontext.dumps(done.to_json())])
+    elif not quiet:
+        emit(_wrote(done, decided, Terminal.of(sys.stdout)))
+    return 0
+
+
+def _planned(decided: Plan, terminal: Terminal) -> Iterator[str]:
+    """What will happen: the answer, then what is left out, changed or worth knowing."""
+    facts = [plural(len(decided.graph), "tensor"), f"{size(decided.source.nbytes)} → {size(decided.nbytes)}"]
+    casts = Counter((had, decided.graph[name].dtype.name) for name, had in decided.cast.items())
+    facts += [f"{had} → {now}" + (f" ×{n}" if n < len(decided.graph) else "") for (had, now), n in casts.items()]
+    if len(decided.files) > 1:
+        facts.append(plural(len(decided.files), "file"))
+    facts.append(f"memory ≤ {size(decided.memory)}")
+    yield from terminal.fact("plan", facts)
+    details = []
+    if decided.left_out:
+        details.append(f"left out: {', '.join(map(clean, decided.left_out))}")
+    ties = decided.graph.ties()
+    details += [f"tie: {clean(name)} = {clean(first)}" for name, first in list(ties.items())[:_SHOWN]]
+    if len(ties) > _SHOWN:
+        details.append(f"and {len(ties) - _SHOWN} more ties")
+    details += [f"loss[{loss.code}]: {finding_text(loss)}" for loss in decided.losses]
+    details += [f"{note.severity}: {finding_text(note)}" for note in decided.notes[:_SHOWN]]
+    if len(decided.notes) > _SHOWN:
+        details.append(f"and {len(decided.notes) - _SHOWN} more notes")
+    for detail in details:
+        yield from terminal.prose("", detail) if terminal.width else [" " * KEY + detail]
+
+
+def _wrote(done: Receipt, decided: Plan, terminal: Terminal) -> Iterator[str]:
+    facts = [clean(decided.target), size(sum(file.nbytes for file in done.outputs))]
+    if not done.verified:
+        facts.append("header checked (--verify compares every byte)")
+    elif done.reference:
+        facts.append("every byte compared, and opened with the reference library")
+    else:
+        facts.append("every byte compared")
+    facts += [f"allowed {clean(code)} ×{n}" for code, n in done.losses.items()]
+    yield from terminal.fact("wrote", facts)
+
+
+def _plan_json(decided: Plan) -> str:
+    from ckptkit.cli import jsontext
+
+    return jsontext.dumps(
+        {
+            "schema": "ckptkit.plan/1",
+            "source": decided.source.origin.path,
+            "target": decided.target,
+            "folder": decided.folder,
+            "format": decided.format,
+            "files": [{"path": file.path, "nbytes": file.size} for file in decided.files],
+            "nbytes": decided.nbytes,
+            "memory": decided.memory,
+            "tensors": [
+                {
+                    "name": name,
+                    "source": decided.names[name],
+                    "dtype": tensor.dtype.name,
+                    "source_dtype": decided.cast.get(name, tensor.dtype.name),
+                    "shape": tensor.shape,
+                }
+                for name, tensor in decided.graph.items()
+            ],
+            "ties": decided.graph.ties(),
+            "left_out": decided.left_out,
+            "losses": decided.losses,
+            "notes": decided.notes,
+        }
+    )
