@@ -123,39 +123,45 @@ def _indexes(stem: str, suffix: str, variant: str | None) -> tuple[str, ...]:
 
 def _other(path: str, weights: list[str]) -> _Choice:
     """Weights under other names: a numbered set, else the only file there is."""
-    usable = [
-        n for n in weights if n.endswith(_READABLE) and not _ADAPTER.fullmatch(n) and not _RANK.fullmatch(n)
-    ]
+    ranks = [n for n in weights if _RANK.fullmatch(n)]
+    special = {n for n in weights if _ADAPTER.fullmatch(n) or _is_variant(n)} | set(
+        ranks if len(ranks) > 1 else ()
+    )
+    usable = [n for n in weights if n.endswith(_READABLE) and n not in special]
     indexes = [n for n in weights if n.endswith(".index.json")]
     for suffixes in ((".safetensors",), (".bin", ".pt", ".pth", ".ckpt"), (".onnx",)):
         found = [n for n in usable if n.endswith(suffixes)]
         named = [n for n in indexes if n.endswith(tuple(s + ".index.json" for s in suffixes))]
         if len(named) == 1:
             return _Choice(tuple(named))
-        plain = [n for n in found if not _VARIANT.fullmatch(n)] or found
-        if len(plain) == 1 and not shards.NUMBERED.fullmatch(plain[0]):
-            return _Choice(tuple(plain))
-        if plain and _same_set(plain):
-            return _Choice(tuple(plain), numbered=True)
-        if plain or named:
-            _ambiguous(path, plain or named)
+        if len(found) == 1 and not shards.NUMBERED.fullmatch(found[0]):
+            return _Choice(tuple(found))
+        if _same_set(found):
+            return _Choice(tuple(found), numbered=True)
+        if found or named:
+            _ambiguous(path, found or named)
     _refuse_special(path, weights)
     hint = "name the file itself if it has another suffix"
     raise CkptError("no-weights", "the folder holds no weights that ckptkit knows by name", path, hint)
 
 
+def _is_variant(name: str) -> bool:
+    match = _VARIANT.fullmatch(name)
+    return match is not None and match["stem"] in _STEMS[0] + _STEMS[1]
+
+
 def _same_set(names: Iterable[str]) -> bool:
     """Whether the names are all shards of one numbered set."""
-    parts = [shards.NUMBERED.fullmatch(name) for name in names]
-    return (
-        len({m.group("stem", "count", "suffix") if m else name for m, name in zip(parts, names, strict=True)})
-        == 1
-        and None not in parts
-    )
+    sets = {m.group("stem", "count", "suffix") if (m := shards.NUMBERED.fullmatch(n)) else n for n in names}
+    return len(sets) == 1 and all(isinstance(one, tuple) for one in sets)
 
 
 def _refuse_special(path: str, weights: list[str]) -> None:
-    """Adapters, ranks and components, which are read only when they are named."""
+    """Variants, ranks, adapters and components, which are read only when they are named."""
+    variants = sorted({m["variant"] for n in weights if _is_variant(n) and (m := _VARIANT.fullmatch(n))})
+    if variants:
+        message = f"the folder holds only the variants {', '.join(variants)}"
+        raise CkptError("variant-missing", message, path, f"--variant {variants[0]}")
     ranks = [n for n in weights if _RANK.fullmatch(n)]
     if ranks:
         raise CkptError(

@@ -13,7 +13,6 @@ from ckptkit.core.tensor import Tensor
 from ckptkit.format.safetensors.header import read_header
 from ckptkit.format.tied_names import restore_ties
 
-
 _TAIL = 1 << 20  # bytes at the end of a file that are never all zeros in a whole one of four times that size
 
 

@@ -107,9 +107,10 @@ def agree(text: bytes, size: int) -> None:
     except ck.CkptError as error:
         if error.code == "duplicate-name":
             return
-        assert theirs is None, error
+        ours = None
+    assert (ours is None) == (theirs is None)
+    if ours is None or theirs is None:
         return
-    assert theirs is not None
     assert {e.name: (e.dtype.safetensors, list(e.shape), e.end - e.begin) for e in ours.entries} == {
         name: (dtype, shape, len(data)) for name, (dtype, shape, data) in theirs.items()
     }
@@ -197,7 +198,7 @@ def test_a_tail_of_zeros_is_told(tmp_path: Path) -> None:
 def test_two_hundred_thousand_tensors_list_as_fast_as_the_library(tmp_path: Path) -> None:
     path = tmp_path / "many.safetensors"
     header = ",".join(
-        f'"layers.{i // 10}.block.{i % 10}.weight":{{"dtype":"F32","shape":[2,2],"data_offsets":[{i * 16},{i * 16 + 16}]}}'
+        f'"layers.{i}.weight":{{"dtype":"F32","shape":[2,2],"data_offsets":[{i * 16},{i * 16 + 16}]}}'
         for i in range(200_000)
     ).encode()
     with path.open("wb") as file:
