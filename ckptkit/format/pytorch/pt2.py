@@ -20,12 +20,17 @@ from typing import Any
 
 from ckptkit.core.dtypes import DTYPES, DType
 from ckptkit.core.errors import CkptError
+from ckptkit.core.findings import Finding
+from ckptkit.core.graph import Section
+from ckptkit.core.options import ReadOptions
 from ckptkit.core.storage import FileStorage, InflatedStorage
 from ckptkit.core.tensor import Tensor
 from ckptkit.core.views import view
 from ckptkit.format.pytorch.archive import Archive
+from ckptkit.format.pytorch.assemble import Assembly
 
 WEIGHTS, CONSTANTS = "weights", "constants"
+OLD_MEMBERS = {WEIGHTS: "serialized_state_dict.pt", CONSTANTS: "serialized_constants.pt"}
 
 _DTYPES = {
     number: DTYPES[name]
@@ -96,6 +101,43 @@ def payloads(
         else:
             tensors[label] = found
     return tensors, others
+
+
+def select(parts: dict[str, dict[str, Tensor]], options: ReadOptions) -> Assembly:
+    """The tensors of the section wanted; a section is a part, such as "weights" or "model.constants".
+
+    Raises CkptError `section-unknown`, and `ambiguous-section` for an archive of several models.
+    """
+    weights = [part for part in parts if part == WEIGHTS or part.endswith(f".{WEIGHTS}")]
+    wanted, findings = options.section, []
+    if wanted is None and len(weights) == 1:
+        wanted = weights[0]
+    elif wanted is None and len(weights) > 1:
+        names = ", ".join(weights[:5])
+        choices = "\n".join(f"--section {name}" for name in [*weights[:20], "all"])
+        error = CkptError("ambiguous-section", f"the archive holds several models: {names}", None, choices)
+        if options.ambiguous != "all":
+            raise error
+        findings.append(Finding(error.code, "note", "", error.message, choices))
+    shown = tuple(
+        Section(
+            part,
+            "weights" if part in weights else "other",
+            len(tensors),
+            sum(tensor.nbytes for tensor in tensors.values()),
+        )
+        for part, tensors in parts.items()
+        if tensors or part in weights
+    )
+    if wanted in parts:
+        return Assembly(dict(parts[wanted]), wanted, shown, (), {}, ())
+    if wanted not in {None, "all"}:
+        known = ", ".join([*parts, "all"])
+        raise CkptError(
+            "section-unknown", f"the archive has no section {wanted!r}", None, f"there is {known}"
+        )
+    everything = {f"{part}.{name}": tensor for part, found in parts.items() for name, tensor in found.items()}
+    return Assembly(everything, "", shown, (), {}, tuple(findings))
 
 
 def _tensor(

@@ -26,6 +26,7 @@ _BLOCK = 512
 _MEMBERS = ("sys_info", "storages", "tensors", "pickle")
 _EXTENDED = 64 << 10
 _DIMENSIONS = 1_000
+_AGAIN = "download or copy it again and compare sizes"
 
 
 def is_tar(head: bytes) -> bool:
@@ -70,7 +71,7 @@ def _members(span: Span, budgets: Budgets) -> dict[str, Span]:
             break
         header = span.read(at, _BLOCK)
         if header == bytes(_BLOCK):
-            break
+            return found
         name, size, kind = _header(header, span)
         start, end = at + _BLOCK, at + _BLOCK + size
         at = end + -end % _BLOCK
@@ -79,7 +80,7 @@ def _members(span: Span, budgets: Budgets) -> dict[str, Span]:
                 "truncated",
                 f"the file is incomplete: member {name!r} ends at {end}, the file at {span.size}",
                 span.where,
-                "download or copy it again and compare sizes",
+                _AGAIN,
             )
         if kind in b"xg":
             data = span.read(start, min(size, _EXTENDED))
@@ -91,7 +92,9 @@ def _members(span: Span, budgets: Budgets) -> dict[str, Span]:
             found[name] = Span(span.reader, span.base + start, size)
         elif kind not in b"0\0" and name in _MEMBERS:
             raise CkptError("tar-invalid", f"member {name!r} is no regular file", span.where)
-    return found
+    if len(found) == len(_MEMBERS):
+        return found
+    raise CkptError("truncated", "the file is incomplete: the tar archive does not end", span.where, _AGAIN)
 
 
 def _header(block: bytes, span: Span) -> tuple[str, int, bytes]:

@@ -17,7 +17,9 @@ from ckptkit.core.errors import CkptError
 from ckptkit.format.pytorch.archive import Archive
 from ckptkit.format.pytorch.nodes import Dict, Global, Object
 
+CONSTANTS = "CONSTANTS"  # name that the code gives to the tuple of constants.pkl
 _ROOT = "__torch__"
+_MODULES = 100_000
 _CLASS, _PARAMETERS, _BUFFERS = "class ", "  __parameters__ = [", "  __buffers__ = ["
 
 
@@ -34,11 +36,6 @@ class Attribute(NamedTuple):
     path: str
     value: object
     kind: str
-
-
-def is_torchscript(archive: Archive) -> bool:
-    """Torch's own test."""
-    return "constants.pkl" in archive
 
 
 def attributes(archive: Archive, root: object) -> list[Attribute]:
@@ -59,7 +56,7 @@ def attributes(archive: Archive, root: object) -> list[Attribute]:
     while todo:
         prefix, module, depth = todo.pop()
         visited += 1
-        if depth > archive.budgets.nesting or visited > archive.budgets.entries:
+        if depth > archive.budgets.nesting or visited > _MODULES:
             raise CkptError("over-budget", "modules are nested without end", prefix)
         members = classes.members(module)
         assert members is not None

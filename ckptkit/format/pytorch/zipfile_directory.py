@@ -140,7 +140,7 @@ def _end_records(span: Span) -> tuple[int, int, int, tuple[Finding, ...]]:
         raise _damaged(file, "its central directory is too small for its members")
     found: tuple[Finding, ...] = ()
     if after:
-        found = (Finding("trailing-bytes", "warning", "", f"{after} bytes follow the end of the archive"),)
+        found = (Finding("bytes-unclaimed", "warning", "", f"{after} bytes follow the end of the archive"),)
     return start, size, count, found
 
 
