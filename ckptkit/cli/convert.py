@@ -19,33 +19,21 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 1 << 10,
 _SHOWN = 6  # ties and notes printed one by one
 
 
-class Size(click.ParamType):
+def _size(text: str) -> int:
     """Bytes: `5GB`, `500MB`, `1GiB`, `1000000`."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([KMGT]?I?)B?", str(value).strip().upper(), re.ASCII)
-        nbytes = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
-        if nbytes < 1:
-            self.fail(f"{value!r} is no size; for example 5GB, 500MB, 1GiB", param, ctx)
-        return nbytes
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([KMGT]?I?)B?", text.strip().upper(), re.ASCII)
+    nbytes = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
+    if nbytes < 1:
+        raise click.BadParameter(f"{text!r} is no size; for example 5GB, 500MB, 1GiB")
+    return nbytes
 
 
-class Pair(click.ParamType):
-    """`key=value`."""
-
-    name = "key=value"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, str]:
-        if isinstance(value, tuple):
-            return value
-        key, equals, text = str(value).partition("=")
-        if not key or not equals:
-            self.fail(f"{value!r} is not KEY=VALUE", param, ctx)
-        return key, text
+def _pair(text: str) -> tuple[str, str]:
+    """`KEY=VALUE`."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise click.BadParameter(f"{text!r} is not KEY=VALUE")
+    return key, value
 
 
 @click.command(
@@ -63,7 +51,7 @@ class Pair(click.ParamType):
 @options.exclude
 @options.section
 @options.variant
-@click.option("--rules", metavar="RULE", multiple=True, help="Rename: strip:PREFIX or add:PREFIX. Repeatable, in order.")
+@click.option("--rules", metavar="RULE", multiple=True, help="Rename: strip:PREFIX or add:PREFIX. Repeatable.")
 @click.option("--dtype", metavar="DTYPE", help="Cast float64, float32, float16 and bfloat16 tensors to this.")
 @click.option("--keep-dtype", metavar="GLOB", multiple=True, help="Tensors that --dtype leaves alone. Repeatable.")
 @click.option(
@@ -73,7 +61,7 @@ class Pair(click.ParamType):
     show_default=True,
     help="Tensors that share bytes: once, once per name, or refuse.",
 )
-@click.option("--max-shard-size", metavar="SIZE", type=Size(), help="Split into files of at most 5GB, 500MB, … each.")
+@click.option("--max-shard-size", metavar="SIZE", type=_size, help="Split into files of at most 5GB, 500MB, … each.")
 @click.option(
     "--onnx-data",
     "external",
@@ -82,7 +70,7 @@ class Pair(click.ParamType):
     show_default=True,
     help="ONNX weights inside the model or beside it.",
 )
-@click.option("--metadata", metavar="KEY=VALUE", type=Pair(), multiple=True, help="Set a metadata key. Repeatable.")
+@click.option("--metadata", metavar="KEY=VALUE", type=_pair, multiple=True, help="Set a metadata key. Repeatable.")
 @click.option("--no-metadata", is_flag=True, help="Drop the metadata of the source.")
 @click.option("--allow-loss", metavar="CODE", multiple=True, help="Accept what an error of this code says. Repeatable.")
 @click.option(

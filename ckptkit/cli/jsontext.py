@@ -112,8 +112,7 @@ def inspected(
         "graph": None
         if not graph.nodes
         else {
-            "nodes": sum(summary.operators.values()),
-            "operators": summary.operators,
+            "nodes": len(graph.nodes),
             "inputs": graph.inputs,
             "outputs": graph.outputs,
         },

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 HEADING = 8  # lines below a prefix that make it a heading of its own
 FEW = 8  # facts of one kind shown before "and N more"
+COLUMN = 100  # longest labels that the columns of a pipe make room for
+SLACK = 1.05  # stored and logical bytes closer than this are the same
 LIMIT = 20  # findings and ties shown one by one
 
 
@@ -52,18 +54,20 @@ class Row(NamedTuple):
 
 def tree(tensors: Mapping[str, Tensor], ties: Mapping[str, str]) -> list[Row]:
     """The tensors as lines, repeated layers folded."""
+    common = common_notes(tensors)
     numbers: dict[tuple[object, ...], int] = {}
     looks: list[Look] = []
 
     def look(name: str, tensor: Tensor) -> int:
         """The number of the tensor's look: folding compares it for every name."""
-        key: tuple[object, ...] = (tensor.dtype.name, tensor.shape, name in ties, tensor.note)
+        note = tensor.note if tensor.note not in common else ""
+        key: tuple[object, ...] = (tensor.dtype.name, tensor.shape, name in ties, note)
         if not tensor.dtype.bits:
             key = (*key, tensor.nbytes)  # the size of strings varies
         number = numbers.get(key)
         if number is None:
             number = numbers[key] = len(looks)
-            looks.append(Look(tensor.dtype.name, tensor.shape, tensor.nbytes, name in ties, tensor.note))
+            looks.append(Look(tensor.dtype.name, tensor.shape, tensor.nbytes, name in ties, note))
         return number
 
     folded = fold((name, look(name, tensor)) for name, tensor in tensors.items())
@@ -71,6 +75,15 @@ def tree(tensors: Mapping[str, Tensor], ties: Mapping[str, str]) -> list[Row]:
     for branch in folded:
         _add(rows, branch, "", "", "", 1, looks, ties)
     return rows
+
+
+def common_notes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Notes that so many tensors carry that they are told once, with how many."""
+    counts: dict[str, int] = {}
+    for tensor in tensors.values():
+        if tensor.note:
+            counts[tensor.note] = counts.get(tensor.note, 0) + 1
+    return {note: times for note, times in counts.items() if times > LIMIT}
 
 
 def _add(
@@ -126,7 +139,9 @@ def table(rows: Sequence[Row], terminal: Terminal) -> Iterator[str]:
         return
     cells = [row[:5] for row in rows]
     label, dtype, dims, nbytes, more = (max(map(columns, column)) for column in zip(*cells, strict=True))
-    if terminal.width is not None:
+    if terminal.width is None:
+        label = min(label, COLUMN)
+    else:
         taken = 2 + dtype + 2 + dims + 2 + nbytes + (1 + min(more, 12) if more else 0)
         label = max(min(label, terminal.width - taken - 2), 16)
     for row in rows:
@@ -188,9 +203,10 @@ def facts(graph: TensorGraph, summary: Summary, title: str, terminal: Terminal, 
         ("sections", _sections(graph)),
         ("stored", _stored(graph, summary)),
         ("ties", _ties(summary)),
-        ("graph", _operators(summary.operators)),
+        ("graph", _operators(graph)),
         ("inputs", _values(graph.inputs, graph.tensors)),
         ("outputs", _values(graph.outputs, {})),
+        ("tensors", [f"{clean(note)} ×{n}" for note, n in common_notes(graph.tensors).items()]),
         ("metadata", _metadata(graph.metadata)),
         ("objects", _objects(graph.objects)),
     ):
@@ -250,10 +266,10 @@ def _sections(graph: TensorGraph) -> list[str]:
 
 def _stored(graph: TensorGraph, summary: Summary) -> list[str]:
     """Only where stored and logical bytes differ by more than headers and padding."""
-    if summary.slices:
+    if summary.slices and summary.stored > summary.nbytes * SLACK:
         few = plural(len(summary.slices), "tensor") + (" is a view" if len(summary.slices) == 1 else " are views")
         return [f"{size(summary.stored)} for {size(summary.nbytes)} of tensors", f"{few} of larger storages"]
-    if summary.stored and summary.nbytes > summary.stored:
+    if summary.stored and summary.nbytes > summary.stored * SLACK:
         return [f"{size(summary.stored)} for {size(summary.nbytes)} of tensors", "expanded or compressed"]
     spare = summary.files - summary.stored
     if not graph.origin.sections and spare > 1_000_000 and spare > summary.files // 10:
@@ -266,7 +282,8 @@ def _ties(summary: Summary) -> list[str]:
     return _few(ties, len(summary.ties), FEW // 2)
 
 
-def _operators(histogram: Mapping[str, int]) -> list[str]:
+def _operators(graph: TensorGraph) -> list[str]:
+    histogram = graph.origin.details.get("operators")
     if not histogram:
         return []
     ops = [f"{clean(op)} ×{times}" for op, times in list(histogram.items())[:FEW]]

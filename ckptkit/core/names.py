@@ -23,10 +23,10 @@ LONG = 1_000  # characters of a name that is cut with care, of a segment that is
 NODES = 2_000_000  # of the prefix tree; names that would need more stand alone
 NAMED = 8  # most siblings written as one `{a,b,…}`
 LINES = 4  # most lines below siblings that are written so
+WIDTH = 18  # most digits of a number that counts
 RANGES = 12  # most ranges in one `{0..3,7,…}`
 
 _SEGMENTS = re.compile(r"[./]?[^./]*")
-_NUMBERED = re.compile(r"(.*?)([0-9]{1,18})([^0-9]*)", re.DOTALL)
 _DIGITS = re.compile(r"([0-9]+)")
 
 _Node = dict[str, Union["_Node", int]]  # segment → subtree, or the number of a leaf's signature
@@ -190,25 +190,23 @@ def _siblings(
     items: Sequence[tuple[str, int]], lines: Callable[[int], int]
 ) -> Iterator[tuple[tuple[str, ...], int]]:
     """Group sibling (segment, number) pairs that may be written as one."""
-    series: dict[Hashable, list[tuple[int, str, int, int]]] = {}  # what surrounds the digits → members
-    for place, (segment, number) in enumerate(items):
-        match = _NUMBERED.fullmatch(segment) if len(segment) < LONG else None
-        if match:
-            series.setdefault((match[1], match[3]), []).append((int(match[2]), segment, number, place))
-    # The members of a series take the series' places in ascending order.
-    order: list[tuple[str, int, Hashable]] = [(segment, number, None) for segment, number in items]
-    for around, members in series.items():
-        if len(members) > 1:
-            for (*_, place), (_, segment, number, _) in zip(members, sorted(members), strict=True):
-                order[place] = (segment, number, around)
+    series = _series([segment for segment, _ in items])
+    order = list(items)
+    members: dict[Hashable, list[int]] = {}
+    for place, found in enumerate(series):
+        if found is not None:
+            members.setdefault(found.around, []).append(place)
+    for places in members.values():  # the members of a series take its places in ascending order
+        for place, (_, item) in zip(places, sorted((series[p], items[p]) for p in places), strict=True):
+            order[place] = item
     named: dict[int, int] = {}
-    for _, number, around in order:
-        if around is None:
+    for (_, number), found in zip(order, series, strict=True):
+        if found is None:
             named[number] = named.get(number, 0) + 1
     groups: dict[Hashable, tuple[list[str], int]] = {}
-    for segment, number, around in order:
-        together = around is not None or (1 < named[number] <= NAMED and lines(number) <= LINES)
-        key = (around, number) if together else segment
+    for (segment, number), found in zip(order, series, strict=True):
+        together = found is not None or (1 < named[number] <= NAMED and lines(number) <= LINES)
+        key = (found and found.around, number) if together else segment
         groups.setdefault(key, ([], number))[0].append(segment)
     for segments, number in groups.values():
         if len(segments) <= NAMED:
@@ -222,12 +220,11 @@ def braces(segments: Sequence[str]) -> str:
     """Alternatives as one text: `.{0..31}`, `.{q,o}_proj`, `.bn{1,2}`; one alternative as it is."""
     if len(segments) == 1:
         return segments[0]
-    matches = [_NUMBERED.fullmatch(segment) for segment in segments]
-    around = {match and (match[1], match[3]) for match in matches}
-    if len(around) == 1 and matches[0]:
-        ranges = _ranges([match[2] for match in matches if match])
-        inner = ",".join(f"{first}..{last}" if last else first for first, last in ranges)
-        return f"{matches[0][1]}{{{inner}}}{matches[0][3]}"
+    cut = _numbers(segments)
+    if cut is not None:
+        before, numbers, after = cut
+        inner = ",".join(f"{first}..{last}" if last else first for first, last in _ranges(numbers))
+        return f"{before}{{{inner}}}{after}"
     # Shared words at either end stand outside: up to the last, from the first, character that is no letter.
     prefix = _upto_word(commonprefix(segments))
     rest = [segment[len(prefix) :] for segment in segments]
@@ -259,15 +256,59 @@ def _ranges(digits: list[str]) -> list[tuple[str, str]]:
 
 def _batches(segments: list[str]) -> Iterator[tuple[str, ...]]:
     """Numbered siblings in batches that need at most `RANGES` ranges, so that a label stays readable."""
-    batch: list[str] = []
-    runs, last = 0, -1
-    for segment in segments:
-        match = _NUMBERED.fullmatch(segment)
-        value = int(match[2]) if match else -1
-        runs += value != last + 1
+    cut = _numbers(segments)
+    start = runs = 0
+    last = -2
+    for place, digits in enumerate(cut[1] if cut else ()):
+        runs += int(digits) != last + 1
         if runs > RANGES:
-            yield tuple(batch)
-            batch, runs = [], 1
-        batch.append(segment)
-        last = value
-    yield tuple(batch)
+            yield tuple(segments[start:place])
+            start, runs = place, 1
+        last = int(digits)
+    yield tuple(segments[start:])
+
+
+class _Place(NamedTuple):
+    """Where a segment stands in a series of siblings that differ in one number."""
+
+    number: int
+    around: tuple[str, str]
+
+
+def _series(segments: list[str]) -> list[_Place | None]:
+    """For each segment the largest series it can be in, None if it is alone in each."""
+    sizes: dict[tuple[str, str], int] = {}
+    choices: list[list[_Place]] = []
+    for segment in segments:
+        pieces = _DIGITS.split(segment) if len(segment) < LONG else ()
+        choices.append(
+            [
+                _Place(int(pieces[at]), ("".join(pieces[:at]), "".join(pieces[at + 1 :])))
+                for at in range(1, min(len(pieces), 2 * NAMED), 2)
+                if len(pieces[at]) <= WIDTH
+            ]
+        )
+        for choice in choices[-1]:
+            sizes[choice.around] = sizes.get(choice.around, 0) + 1
+    found = [max(some, key=lambda choice: sizes[choice.around], default=None) for some in choices]
+    chosen: dict[tuple[str, str], int] = {}
+    for choice in found:
+        if choice is not None:
+            chosen[choice.around] = chosen.get(choice.around, 0) + 1
+    return [choice if choice and chosen[choice.around] > 1 else None for choice in found]
+
+
+def _numbers(segments: Sequence[str]) -> tuple[str, list[str], str] | None:
+    """The digits of the one number in which segments differ, and what stands before and after; None without one."""
+    cuts = [_DIGITS.split(segment) for segment in segments]
+    first = cuts[0]
+    if any(len(cut) != len(first) for cut in cuts):
+        return None
+    differing = [at for at, column in enumerate(zip(*cuts, strict=True)) if len(set(column)) > 1]
+    if len(differing) != 1 or differing[0] % 2 == 0:
+        return None
+    at = differing[0]
+    digits = [cut[at] for cut in cuts]
+    if max(map(len, digits)) > WIDTH:
+        return None
+    return "".join(first[:at]), digits, "".join(first[at + 1 :])

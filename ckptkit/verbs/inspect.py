@@ -3,11 +3,11 @@
 Everything comes from the manifest; the tensors themselves are not read.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ckptkit.core.files import File
-from ckptkit.core.graph import Node, Subgraph, TensorGraph
+from ckptkit.core.graph import TensorGraph
 from ckptkit.core.tensor import Tensor
 from ckptkit.match.quantized import Quantized, quantized
 from ckptkit.match.schemes import Naming, naming
@@ -45,8 +45,6 @@ class Summary:
         slices: names whose storage is larger than they are.
         naming: what the names tell.
         quantized: the families of quantised weights.
-        operators: of an ONNX graph, subgraphs included: operator (with its domain unless it is ONNX's own) → how
-            often, the most frequent first.
     """
 
     tensors: int
@@ -60,7 +58,6 @@ class Summary:
     slices: tuple[str, ...]
     naming: Naming
     quantized: tuple[Quantized, ...]
-    operators: Mapping[str, int]
 
 
 def summarise(graph: TensorGraph) -> Summary:
@@ -100,7 +97,6 @@ def summarise(graph: TensorGraph) -> Summary:
         slices=slices,
         naming=naming(tensors),
         quantized=families,
-        operators=_operators(graph.nodes),
     )
 
 
@@ -149,16 +145,3 @@ def _covered(ranges: list[tuple[int, int]]) -> int:
             total += stop - max(start, end)
             end = stop
     return total
-
-
-def _operators(nodes: Sequence[Node]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    waiting = [iter(nodes)]
-    while waiting:
-        for node in waiting.pop():
-            op = f"{node.domain}::{node.op}" if node.domain not in ("", "ai.onnx") else node.op
-            counts[op] = counts.get(op, 0) + 1
-            waiting += [
-                iter(value.nodes) for value in node.attributes.values() if isinstance(value, Subgraph)
-            ]
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
