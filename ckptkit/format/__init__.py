@@ -65,8 +65,16 @@ def read_with(path: str | os.PathLike[str], options: ReadOptions) -> TensorGraph
 
 
 def formats() -> tuple[FormatInfo, ...]:
-    """Every format, plugins included, with what is read, written and not yet done."""
-    return tuple(
+    """Every format, plugins included, with what is read, written and not yet done.
+
+    Those that are only recognised, to be named in an error, come last and have neither `reads` nor `writes`.
+    """
+    from ckptkit.format.foreign import UNREAD
+
+    known = [
         FormatInfo(f.name, f.title, f.suffixes, f.reads, f.writes, f.missing, f.needs)
         for f in registry.every()
-    )
+    ]
+    for name, title, suffixes in UNREAD:
+        known.append(FormatInfo(name, title, suffixes, "", "", "recognised, not read yet", ()))
+    return tuple(known)

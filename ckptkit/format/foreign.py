@@ -53,6 +53,17 @@ _MAGICS = (
     _Magic(0, b"MZ",                   "not-a-checkpoint", "a Windows program"),
     _Magic(0, b"PK\x05\x06",           "not-a-checkpoint", "an empty zip archive"),
 )
+# Formats that are named when met but not read: name, title, suffixes.
+UNREAD = (
+    ("gguf",       "GGUF (llama.cpp)",              (".gguf",)),
+    ("keras",      "Keras",                         (".keras", ".h5", ".hdf5")),
+    ("numpy",      "numpy arrays",                  (".npy", ".npz")),
+    ("flax",       "Flax msgpack, Orbax",           (".msgpack",)),
+    ("tensorflow", "TensorFlow checkpoints, SavedModel, TensorFlow Lite", (".index", ".pb", ".tflite")),
+    ("coreml",     "Core ML",                       (".mlmodel", ".mlpackage")),
+    ("openvino",   "OpenVINO",                      (".xml",)),
+    ("dcp",        "torch distributed checkpoints", (".distcp",)),
+)
 # fmt: on
 
 

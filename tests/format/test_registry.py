@@ -128,6 +128,18 @@ def test_no_two_formats_share_a_name_or_suffix() -> None:
     assert len(set(suffixes)) == len(suffixes)
 
 
+def test_the_list_tells_what_is_only_recognised() -> None:
+    infos = {info.name: info for info in ck.formats()}
+    assert len(infos) == len(ck.formats())
+    assert infos["safetensors"].reads
+    assert infos["safetensors"].writes
+    assert not infos["gguf"].reads
+    assert not infos["gguf"].writes
+    assert infos["gguf"].missing
+    for info in infos.values():
+        assert info.reads or info.missing, info.name
+
+
 @pytest.mark.parametrize("line", registry.FORMATS, ids=lambda line: line.name)
 def test_what_is_written_has_a_writer(line: registry.Format) -> None:
     module = line.load()

@@ -129,7 +129,7 @@ def plan(
 
     target, into_folder, writer = _target(dst, to, graph)
     options = WriteOptions(ties=ties, max_shard_size=max_shard_size, external=external)
-    stem = folder.weights_name(writer.name) if into_folder else target.name
+    stem = folder.weights_name(writer.name, graph) if into_folder else target.name
     layout = writer.load().layout(graph, stem, options)
     if not into_folder and writer.name != "onnx" and len(layout.files) > 1:
         raise CkptError(
