@@ -59,6 +59,8 @@ def to_numpy(tensor: Tensor) -> "Array":
     elif tensor.file is not None and not tensor.dtype.bits & 7:
         _check_host()
         stored = np.dtype("u1") if tensor.dtype.kind == "bool" else dtype
+        if tensor.offset + tensor.nbytes > tensor.file.size:
+            raise CkptError("truncated", "the file ends before the tensor does", tensor.file.path)
         array = np.ndarray(tensor.shape, stored, _map(tensor.file), tensor.offset)
     else:
         _check_host()

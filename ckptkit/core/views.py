@@ -22,9 +22,9 @@ from ckptkit.core.tensor import Buffer, Extent, Tally, Tensor
 if TYPE_CHECKING:
     import numpy as np
 
-WINDOW = 40 << 20  # bytes of output gathered at once when strides do not descend
-SCRATCH = 1 << 20  # bytes gathered before they are put in place
-GAP = 8 << 10  # reading this much for nothing is cheaper than another call
+WINDOW = 32 << 20  # bytes of output gathered at once when strides do not descend
+SCRATCH = 512 << 10  # bytes gathered before they are put in place
+GAP = 4 << 10  # reading this much for nothing is cheaper than another call
 
 _MOST = 1 << 63
 
