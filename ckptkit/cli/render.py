@@ -312,6 +312,7 @@ def _objects(objects: Sequence[Leaf]) -> list[str]:
     if not objects:
         return []
     plain = [leaf for leaf in objects if isinstance(leaf.value, (bool, int, float, str)) and not leaf.opaque]
+    plain.sort(key=lambda leaf: leaf.path.count("."))  # what stands at the top says most
     texts = [f"{clean(leaf.path)} {_short(leaf.value)}" for leaf in plain[: FEW // 2]]
     kinds = list(dict.fromkeys(leaf.type for leaf in objects if leaf.opaque))
     if kinds:
