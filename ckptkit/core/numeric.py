@@ -83,7 +83,7 @@ def _by_pattern(tensor: Tensor) -> Statistics:
     patterns = 1 << (8 * kind.itemsize)
     counts = np.zeros(patterns, np.int64)
     for block in _values(tensor):
-        counts += np.bincount(block.view(pattern), minlength=patterns)
+        np.add.at(counts, block.view(pattern), 1)
     present = np.flatnonzero(counts)
     counts = counts[present]
     with np.errstate(all="ignore"):
@@ -129,7 +129,7 @@ class _Accumulator:
     def _add(self, block: "Array") -> None:
         import numpy as np
 
-        self.zeros += len(block) - int(np.count_nonzero(block))
+        self.zeros += int(np.count_nonzero(block == 0))
         if self.floating:
             finite = np.isfinite(block)
             if not finite.all():
@@ -151,12 +151,14 @@ class _Accumulator:
         self._merge(block.astype(np.float64))
 
     def _merge(self, values: "Array") -> None:
+        import numpy as np
+
         if self.scale != 1.0:
             values *= self.scale
         count = len(values)
         mean = float(values.mean())
         values -= mean
-        squares = float(values @ values)
+        squares = float(np.einsum("i,i", values, values))  # not BLAS, whose threads wait for each other
         delta = mean - self.mean
         total = self.count + count
         self.mean += delta * (count / total)

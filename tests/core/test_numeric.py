@@ -34,8 +34,8 @@ def exact(values: list[float]) -> tuple[float | None, ...]:
     # a square root of a fraction that a float may not hold
     shift = max(0, (variance.numerator.bit_length() - variance.denominator.bit_length()) // 2 - 400)
     return (
-        float(min(finite)),
-        float(max(finite)),
+        min(filter(math.isfinite, values)),
+        max(filter(math.isfinite, values)),
         float(mean),
         math.ldexp(math.sqrt(variance / 4**shift), shift),
     )
