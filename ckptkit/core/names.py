@@ -164,7 +164,7 @@ class _Folder:
         tree = self.folded.get(number)
         if tree is None:
             items = self.subtrees[number]
-            groups = _siblings(items, self.lines) if len(items) > 1 else [((items[0][0],), items[0][1])]
+            groups = _siblings(items, self.lines) if len(items) > 1 else [((s,), n) for s, n in items]
             tree = self.folded[number] = tuple([self.branch(*group) for group in groups])
         return tree
 
