@@ -2,9 +2,10 @@
 
 Of the fields float_data, int32_data, string_data, int64_data, double_data, uint64_data, raw_data and external_data
 exactly one holds the elements, none when there are no elements. raw_data is little-endian row-major; 4- and 2-bit
-elements are packed lowest bits first, the last byte padded; its length is exactly that of the elements. dims are not
-negative, and neither the number of elements nor of bytes reaches 2^63. Sources: onnx.in.proto, onnx/checker.cc (which
-is laxer: longer raw data, unknown types and numbers out of range pass it).
+elements are packed lowest bits first, 6-bit ones likewise as one bit stream, the last byte padded with zeros; its
+length is exactly that of the elements. dims are not negative, and neither the number of elements nor of bytes reaches
+2^63. Sources: onnx.in.proto, onnx/checker.cc (which is laxer: longer raw data, unknown types, set padding and numbers
+out of range pass it).
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Any
 from ckptkit.core.dtypes import BY_ONNX, DType
 from ckptkit.core.errors import CkptError
 from ckptkit.core.files import File
-from ckptkit.core.tensor import Tensor
+from ckptkit.core.tensor import Extent, Tensor
 from ckptkit.format.onnx.external import DataFiles
 from ckptkit.format.onnx.schema import SPARSE, TENSOR
 from ckptkit.format.onnx.typed import CODINGS, Coding, Strings, Typed, count, strings_nbytes
@@ -65,6 +66,7 @@ class TensorReader:
             place = self._data_files.locate(
                 self._wire, message.get("external_data", []), dtype.nbytes(prod(shape)), name
             )
+            _check_padding(place, dtype, shape, name)
             return Tensor(dtype, shape, place.file, place.offset, kind=kind)
         return self._inline(message, number, dtype, shape, fields, name, kind)
 
@@ -98,6 +100,8 @@ class TensorReader:
                     f"{raw.end - raw.start} bytes of raw_data, where dtype and shape need {need}",
                     name,
                 )
+            place = Extent(self._file, raw.start, need)
+            _check_padding(place, dtype, shape, name)
             return Tensor(dtype, shape, self._file, raw.start, kind=kind)
         expected = "string_data" if number == _STRING else CODINGS[number].field
         if field != expected:
@@ -117,8 +121,9 @@ class TensorReader:
         kind: str,
     ) -> Tensor:
         """A tensor whose elements are repeated numbers. Raises CkptError `size-mismatch`, `onnx-value-range`."""
-        nbytes = dtype.nbytes(prod(shape))
-        need, have = nbytes // coding.width, count(self._wire, runs, coding)
+        size = prod(shape)
+        need = size if dtype.bits == 6 else dtype.nbytes(size) // coding.width
+        have = count(self._wire, runs, coding)
         if have != need:
             stored = f"{have} numbers" if have >= 0 else "a broken number"
             raise CkptError(
@@ -126,7 +131,7 @@ class TensorReader:
             )
         if len(runs) == 1 and runs[0].packed and coding.code in "fd":
             return Tensor(dtype, shape, self._file, runs[0].start, kind=kind)  # packed floats are raw data
-        source = Typed(self._file, runs, coding, max(1, dtype.bits // 8), nbytes)
+        source = Typed(self._file, runs, coding, dtype, size)
         if sum(run.end - run.start for run in runs) <= _CHECKED_AT_ONCE:
             try:
                 for _ in source.decoded(self._wire):
@@ -174,6 +179,16 @@ class TensorReader:
         return name, {
             part: (spans[part], replace(tensors[part], note=note)) for part in ("values", "indices")
         }
+
+
+def _check_padding(place: Extent, dtype: DType, shape: tuple[int, ...], name: str) -> None:
+    """Raise CkptError `onnx-value-range` when bits are set after the last element of a type narrower than a byte."""
+    unused = -prod(shape) * dtype.bits % 8
+    if unused:
+        with place.file.open() as reader:
+            last = reader.read(place.offset + place.nbytes - 1, 1)[0]
+        if last >> 8 - unused:
+            raise CkptError("onnx-value-range", "bits are set after the last element", name)
 
 
 def checked_shape(dims: Sequence[int], dtype: DType, name: str) -> tuple[int, ...]:

@@ -1,9 +1,9 @@
 """Tensor data in the typed fields (`float_data`, `int32_data`, …), left in the file until asked for.
 
-Layout: FLOAT and COMPLEX64 in float_data, DOUBLE and COMPLEX128 in double_data (complex as interleaved re, im);
-INT32, every 8- and 16-bit integer, BOOL and the bit patterns of FLOAT16, BFLOAT16 and FLOAT8* in int32_data, 4- and
-2-bit types there too with one packed byte per number; INT64 in int64_data; UINT32 and UINT64 in uint64_data; STRING
-in string_data. Source: onnx.in.proto, TensorProto; numpy_helper of onnx 1.23.
+Layout: FLOAT and COMPLEX64 in float_data, DOUBLE and COMPLEX128 in double_data (complex as interleaved re, im); INT64
+in int64_data; UINT32 and UINT64 in uint64_data; STRING in string_data; all others in int32_data: INT32, every 8- and
+16-bit integer, BOOL, the bit patterns of FLOAT16, BFLOAT16, FLOAT8* and FLOAT6*, one number each, and the 4- and 2-bit
+types with one packed byte per number. Source: onnx.in.proto, TensorProto; numpy_helper of onnx 1.23.
 
 Stricter than onnx.checker: a number that does not fit its element type is refused, never wrapped. As in protobuf, a
 negative int32 may come as five bytes or, as every writer does, as ten.
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ckptkit.core.budgets import DEFAULT_BUDGETS
+from ckptkit.core.dtypes import DType
 from ckptkit.core.errors import CkptError
 from ckptkit.core.files import File
 from ckptkit.core.tensor import Buffer, Extent, Tally
@@ -60,6 +61,9 @@ CODINGS: dict[int, Coding] = {
     2: _BYTE,
     9: _integers("int32_data", "B", 8, high=1),
     **dict.fromkeys((17, 18, 19, 20, 21, 22, 23, 24, 25, 26), _BYTE),
+    **dict.fromkeys(
+        (27, 28), _integers("int32_data", "B", 8, high=63)
+    ),  # one element per number, not yet packed
     7: _integers("int64_data", "q", 64, sign=True),
     12: _integers("uint64_data", "I", 32),
     13: _integers("uint64_data", "Q", 64),
@@ -68,13 +72,17 @@ CODINGS: dict[int, Coding] = {
 
 @dataclass(frozen=True, slots=True)
 class Typed:
-    """Numbers of typed fields as a tensor's `Source`; `unit` is the size of one element in bytes."""
+    """Numbers of typed fields as a tensor's `Source`."""
 
     file: File
     runs: tuple[Run, ...]
     coding: Coding
-    unit: int
-    nbytes: int
+    dtype: DType
+    size: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.dtype.nbytes(self.size)
 
     @property
     def identity(self) -> Hashable:
@@ -89,19 +97,27 @@ class Typed:
 
     def chunks(self, limit: int, tally: Tally | None = None) -> Iterator[Buffer]:
         """Raises CkptError `onnx-value-range`, `onnx-malformed`."""
-        step = max(limit - limit % self.unit, self.unit)
+        unit = max(1, self.dtype.bits // 8)
+        step = max(limit - limit % unit, unit)
         rest = b""
         with self.file.open() as reader:
             for block in self.decoded(Wire(reader, DEFAULT_BUDGETS)):
                 data = rest + block
-                whole = len(data) - len(data) % self.unit
+                whole = len(data) - len(data) % unit
                 for start in range(0, whole, step):
                     yield data[start : min(start + step, whole)]
                 rest = data[whole:]
 
     def decoded(self, wire: Wire) -> Iterator[bytes]:
-        """The numbers as little-endian bytes, in blocks as they come."""
-        return map(self._decode, _blocks(wire, self.runs, self.coding))
+        """The elements, packed, in blocks that may end within one."""
+        blocks = map(self._decode, _blocks(wire, self.runs, self.coding))
+        last = 0
+        for block in _pack_sixes(blocks) if self.dtype.bits == 6 else blocks:
+            yield block
+            last = block[-1]
+        unused = -self.size * self.dtype.bits % 8
+        if unused and last >> 8 - unused:
+            raise self._error("onnx-value-range", "bits are set after the last element")
 
     def _decode(self, block: bytes) -> bytes:
         if self.coding.field in ("float_data", "double_data"):
@@ -110,15 +126,14 @@ class Typed:
             return (_by_loop if len(block) < _VECTOR else _by_vector)(block, self.coding)
         except OverflowError:
             low, high = self.coding.low, self.coding.high
-            raise CkptError(
-                "onnx-value-range",
-                f"a number in {self.coding.field} is not between {low} and {high}, as the element type asks",
-                f"{self.file.path}, byte {self.runs[0].start}",
+            raise self._error(
+                "onnx-value-range", f"a number in {self.coding.field} is not between {low} and {high}"
             ) from None
         except ValueError as error:
-            raise CkptError(
-                "onnx-malformed", str(error), f"{self.file.path}, byte {self.runs[0].start}"
-            ) from None
+            raise self._error("onnx-malformed", str(error)) from None
+
+    def _error(self, code: str, message: str) -> CkptError:
+        return CkptError(code, message, f"{self.file.path}, byte {self.runs[0].start}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +218,24 @@ def _blocks(wire: Wire, runs: tuple[Run, ...], coding: Coding) -> Iterator[bytes
                 start -= len(data) - stop
                 data = data[:stop]
             yield data
+
+
+def _pack_sixes(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Elements of six bits, one a byte, as a bit stream: four make three bytes, zeros fill up the last four."""
+    rest = b""
+    for block in blocks:
+        data = rest + block
+        whole = len(data) - len(data) % 4
+        rest = data[whole:]
+        if whole:
+            yield _bit_stream(data[:whole])
+    if rest:
+        yield _bit_stream(rest.ljust(4, b"\0"))[: len(rest)]
+
+
+def _bit_stream(data: bytes) -> bytes:
+    fours = (data[i : i + 4] for i in range(0, len(data), 4))
+    return b"".join((a | b << 6 | c << 12 | d << 18).to_bytes(3, "little") for a, b, c, d in fours)
 
 
 def _by_loop(block: bytes, coding: Coding) -> bytes:
