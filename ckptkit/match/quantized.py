@@ -66,14 +66,13 @@ def _awq(unit: Unit) -> int | None:
 
 def _stated(unit: Unit) -> int | None:
     """weight_shape holds the two dimensions as integers."""
-    shape = unit[".weight_shape"]
-    if shape.size != 2 or shape.dtype.name not in ("int64", "int32"):
+    shape, packed = unit[".weight_shape"], unit[""].shape
+    if len(packed) != 2 or shape.size != 2 or shape.dtype.name not in ("int64", "int32"):
         return None
     data = b"".join(shape.chunks())
     width = len(data) // 2
     rows, columns = (int.from_bytes(part, "little", signed=True) for part in (data[:width], data[width:]))
-    fits = rows == unit[""].shape[0] and 0 < columns <= unit[""].size * 32
-    return rows * columns if fits else None
+    return rows * columns if rows == packed[0] and 0 < columns <= packed[1] * 32 else None
 
 
 _FP8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
