@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import NamedTuple, Protocol
 
 from ckptkit.core.budgets import DEFAULT_BUDGETS, Budgets
@@ -18,6 +19,7 @@ _PACKED = 64 << 10  # deflated bytes fed at a time
 _PIECE = 1 << 20  # inflated bytes taken at a time while skipping
 _MARKS = 64  # places kept per deflated storage where inflating can resume, some 40 KB each
 _MARK_EVERY = 4 << 20  # never nearer to each other than this
+_RECENT = 4  # deflated storages that keep theirs: those read last
 
 
 class Cursor(Protocol):
@@ -214,10 +216,12 @@ class InflatedStorage(_Stored):
 
     @contextmanager
     def open(self) -> Iterator[Cursor]:
+        _hold(self)
         with self.file.open() as reader:
             cursor = _InflatingCursor(self, reader)
             yield cursor
-            self._parked = cursor.mark()
+            if cursor.position < self.nbytes and self in _recent:
+                self._parked = cursor.mark()
 
     def memory(self, limit: int) -> int:
         return min(limit, self.nbytes) + _PIECE + _PACKED + (self.nbytes // self.spacing + 2) * (48 << 10)
@@ -241,8 +245,27 @@ class InflatedStorage(_Stored):
     def remember(self, mark: _Mark) -> None:
         """Keep a place to resume, if there is none nearby."""
         slot = mark.position // self.spacing
-        if slot and slot not in self._marks:
+        if slot and slot not in self._marks and self in _recent:
             self._marks[slot] = mark._replace(inflator=mark.inflator.copy())
+
+    def forget(self) -> None:
+        """Drop all places to resume."""
+        self._marks = {}
+        self._parked = None
+
+
+_recent: list[InflatedStorage] = []
+_recent_lock = Lock()
+
+
+def _hold(storage: InflatedStorage) -> None:
+    """Let this storage keep places to resume, and the one unused longest drop its own."""
+    with _recent_lock:
+        if storage in _recent:
+            _recent.remove(storage)
+        _recent.append(storage)
+        if len(_recent) > _RECENT:
+            _recent.pop(0).forget()
 
 
 class _InflatingCursor:
