@@ -10,9 +10,12 @@ _RESERVED = ("format",)
 
 def restore_ties(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
     """Add the names that `metadata` records as ties to `tensors`; returns the metadata that remains."""
-    ties = {key: tensors[value] for key, value in metadata.items() if reads_as_tie(key, value, tensors)}
-    tensors.update(ties)
-    return {key: value for key, value in metadata.items() if key not in ties}
+    tied = [key for key, value in metadata.items() if value in tensors and reads_as_tie(key, value, tensors)]
+    tensors.update({key: tensors[metadata[key]] for key in tied})
+    left = dict(metadata)
+    for key in tied:
+        del left[key]
+    return left
 
 
 def reads_as_tie(key: str, value: str, tensors: Mapping[str, Tensor]) -> bool:

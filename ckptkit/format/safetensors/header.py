@@ -148,7 +148,7 @@ def parse(raw: bytes, available: int, where: str) -> Header:
 
 def _scan(raw: bytes, where: str) -> tuple[tuple[str, Any], ...]:
     """The top object as pairs. Every object becomes a tuple of pairs (so nothing is lost or hashed), every
-    array a list, every number that is not an integer a `_Fraction`.
+    array a list, every number that is not an integer `_FRACTION`.
 
     `tuple` as the pairs hook is called from C, which makes the strict reading as fast as the lax one.
     """
@@ -160,7 +160,7 @@ def _scan(raw: bytes, where: str) -> tuple[tuple[str, Any], ...]:
             raw.decode("utf-8"),
             object_pairs_hook=tuple,
             parse_int=_integer if _MINUS.search(raw) else None,  # None is quicker
-            parse_float=_Fraction,
+            parse_float=_fraction,
             parse_constant=_no_constant,
         )
     except UnicodeDecodeError as error:
@@ -177,16 +177,25 @@ def _scan(raw: bytes, where: str) -> tuple[tuple[str, Any], ...]:
     return top
 
 
-class _Fraction(str):
-    """A number that is no integer, kept as its text: a header has no use for its value."""
+class _Fraction:
+    """Stands for every number that is no integer: a header has no use for its value."""
 
     __slots__ = ()
-    __repr__ = str.__str__
+
+    def __repr__(self) -> str:
+        return "a fraction"
+
+
+_FRACTION = _Fraction()
+
+
+def _fraction(text: str) -> _Fraction:
+    return _FRACTION
 
 
 def _integer(text: str) -> int | _Fraction:
     """As `int`, but "-0" is no integer to the reference, which reads it as the float −0.0."""
-    return _Fraction(text) if text == "-0" else int(text)
+    return _FRACTION if text == "-0" else int(text)
 
 
 def _no_constant(text: str) -> NoReturn:
@@ -220,9 +229,9 @@ def _metadata(value: Any, where: str) -> dict[str, str]:
     found = dict(value)
     if len(found) != len(value):
         _refuse("duplicate-name", f"a key stands twice in {METADATA}", where)
-    for key, text in found.items():
-        if type(text) is not str:
-            _refuse("header-invalid", f"the value of {_brief(key)} in {METADATA} is no string", where)
+    if not {*map(type, found.values())} <= {str}:
+        wrong = next(key for key, text in found.items() if type(text) is not str)
+        _refuse("header-invalid", f"the value of {_brief(wrong)} in {METADATA} is no string", where)
     return found
 
 
