@@ -134,3 +134,12 @@ def test_other_types_are_refused(source: str, target: str) -> None:
     with pytest.raises(CkptError) as caught:
         cast(tensor(bits, source), dtype(target))
     assert caught.value.code == "dtype-unsupported"
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_unaligned_bytes(source: str, target: str) -> None:
+    """In memory, as in files, numbers need not lie at multiples of their size."""
+    bits = patterns(source)[: 1 << 17]
+    storage = MemoryStorage(memoryview(b"x" + bits.tobytes())[1:], "odd")
+    odd = cast(view(storage, dtype(source), bits.shape, (1,), 0), dtype(target))
+    assert odd.tobytes() == cast(tensor(bits, source), dtype(target)).tobytes()
