@@ -63,9 +63,18 @@ def layout(graph: TensorGraph, name: str, options: WriteOptions) -> Layout:
         raise CkptError(
             "not-sharded", "ONNX weights are written to one data file", None, "leave --max-shard-size out"
         )
+    ties = graph.ties()
+    if ties and options.ties == "error":
+        tied, first = next(iter(ties.items()))
+        raise CkptError(
+            "tied-tensors",
+            f"{tied!r} and {first!r} are one tensor ({len(ties)} tied names in all)",
+            graph.origin.path,
+            "--ties keep writes it once in a data file, --ties copy writes it twice",
+        )
     weights = _weights(graph, native)
     notes: list[Finding] = []
-    outside = _external(graph, native, weights, options, notes)
+    outside = _external(ties, native, weights, options, notes)
     data, places = _data_file(_data_name(name, options.taken), outside, options)
     with native.file.open() as reader:
         wire = Wire(reader, DEFAULT_BUDGETS)
@@ -83,7 +92,7 @@ def layout(graph: TensorGraph, name: str, options: WriteOptions) -> Layout:
             "--external puts the weights into a file beside it" if options.external == "inline" else None,
         )
     model = OutputFile(name, size, pieces)
-    losses = _lost_ties(graph, native, places) if options.ties == "keep" else ()
+    losses = _lost_ties(ties, places) if options.ties == "keep" else ()
     return Layout((data, model) if places else (model,), losses, tuple(notes))
 
 
@@ -127,7 +136,7 @@ def _is_external(stored: Stored, native: Native) -> bool:
 
 
 def _external(
-    graph: TensorGraph,
+    ties: dict[str, str],
     native: Native,
     weights: list[_Weight],
     options: WriteOptions,
@@ -136,7 +145,7 @@ def _external(
     """The weights that go to the data file, in file order."""
     if options.external == "inline":
         return []
-    tied = {name for names in graph.storages() if len(names) > 1 for name in names}
+    tied = ties.keys() | set(ties.values())
     able = [
         weight
         for weight in weights
@@ -163,7 +172,7 @@ def _data_name(name: str, taken: frozenset[str]) -> str:
 
 
 def _data_file(path: str, weights: list[_Weight], options: WriteOptions) -> tuple[OutputFile, dict[str, int]]:
-    """The data file, and where in it each tensor starts. Raises CkptError `tied-tensors`."""
+    """The data file, and where in it each tensor starts."""
     pieces = []
     places: dict[str, int] = {}
     shared: dict[object, str] = {}
@@ -172,17 +181,9 @@ def _data_file(path: str, weights: list[_Weight], options: WriteOptions) -> tupl
         tensor = weight.tensor
         key = tensor.storage
         first = shared.setdefault(key, weight.name) if key is not None else weight.name
-        if first != weight.name:
-            if options.ties == "error":
-                raise CkptError(
-                    "tied-tensors",
-                    f"{weight.name!r} and {first!r} are one tensor",
-                    path,
-                    "--ties keep writes it once, --ties copy writes it twice",
-                )
-            if options.ties == "keep":
-                places[weight.name] = places[first]
-                continue
+        if first != weight.name and options.ties == "keep":
+            places[weight.name] = places[first]
+            continue
         alignment = GRANULARITY if tensor.nbytes >= LARGE else PAGE
         start = -(-end // alignment) * alignment
         places[weight.name] = start
@@ -262,13 +263,9 @@ def _pair(key: str, value: str) -> bytes:
     )
 
 
-def _lost_ties(graph: TensorGraph, native: Native, places: dict[str, int]) -> tuple[Finding, ...]:
+def _lost_ties(ties: dict[str, str], places: dict[str, int]) -> tuple[Finding, ...]:
     """Tied tensors that go inline: protobuf has no way to share bytes."""
-    lost = [
-        (tied, first)
-        for tied, first in graph.ties().items()
-        if places.get(tied) is None or first not in places
-    ]
+    lost = [(tied, first) for tied, first in ties.items() if tied not in places or first not in places]
     if not lost:
         return ()
     tied, first = lost[0]
