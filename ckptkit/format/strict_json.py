@@ -8,6 +8,10 @@ from typing import Any, NoReturn
 from ckptkit.core.errors import CkptError
 from ckptkit.core.files import File
 
+_CONTAINERS = (
+    100_000  # an index has three, a config dozens; empty ones take twenty times their text in memory
+)
+
 
 def load(file: File, limit: int) -> dict[str, Any]:
     """The object that a file of at most `limit` bytes holds.
@@ -20,6 +24,9 @@ def load(file: File, limit: int) -> dict[str, Any]:
         raise CkptError("over-budget", message, file.path)
     with file.open() as reader:
         raw = reader.read(0, file.size)
+    if raw.count(b"{") + raw.count(b"[") > _CONTAINERS:
+        message = f"more than {_CONTAINERS:,} objects and arrays"
+        raise CkptError("over-budget", message, file.path)
 
     def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)

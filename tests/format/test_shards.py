@@ -116,6 +116,14 @@ def test_budgets_bound_the_index(tmp_path: Path) -> None:
         assert refusal.value.code == "over-budget"
 
 
+def test_an_index_of_empty_objects_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
+    text = b'{"weight_map": {"a": "x"}, "metadata": [' + b"{}," * 200_000 + b"{}]}"
+    (tmp_path / INDEX).write_bytes(text)
+    with pytest.raises(ck.CkptError) as refusal:
+        ck.read(tmp_path)
+    assert refusal.value.code == "over-budget"
+
+
 def test_bin_shards_are_read_without_running_them(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="needs the torch extra")
     names = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]
