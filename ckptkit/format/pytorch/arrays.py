@@ -29,7 +29,7 @@ _FORMATS = {
     "uint32": "I", "uint64": "Q", "float16": "e", "float32": "f", "float64": "d",
 }  # fmt: skip
 
-_BYTES = {(m, n) for m in ("builtins", "__builtin__") for n in ("bytes", "bytearray", "str")}
+_BYTES = {(m, n) for m in ("builtins", "__builtin__") for n in ("bytes", "bytearray")}
 
 
 class Array(NamedTuple):
@@ -105,20 +105,18 @@ def numpy_dtype(node: object) -> tuple[DType, bool] | None:
 
 
 def data_bytes(node: object) -> bytes | None:
-    """bytes as they are pickled: themselves, or `_codecs.encode(text, 'latin1')` in protocols 0 to 2."""
-    if type(node) is Object:
-        if (
-            node.name == ("_codecs", "encode")
-            and len(node.args) == 2
-            and node.args[1] in ("latin1", "latin-1")
-        ):
-            return raw_bytes(node.args[0])
-        if node.name in _BYTES:
-            if not node.args:
-                return b""
-            return raw_bytes(node.args[0]) if node.state is None else None
-        return None
-    return raw_bytes(node)
+    """bytes as they are pickled: themselves, or `_codecs.encode(text, 'latin1')` in protocols 0 to 2, perhaps
+    within the call of a type. None for anything else."""
+    for _ in range(3):
+        if type(node) is not Object:
+            return raw_bytes(node)
+        if node.name == ("_codecs", "encode"):
+            latin = len(node.args) == 2 and node.args[1] in ("latin1", "latin-1")
+            return raw_bytes(node.args[0]) if latin else None
+        if node.name not in _BYTES or node.state is not None or len(node.args) > 2:
+            return None
+        node = node.args[0] if node.args else b""
+    return None
 
 
 def _invalid(message: str) -> CkptError:

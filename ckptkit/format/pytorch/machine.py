@@ -42,7 +42,7 @@ from ckptkit.format.pytorch.arguments import (
 )
 from ckptkit.format.pytorch.nodes import Dict, Global, Object, Set
 
-_OBJECTS = 1_000_000  # containers and instances that any stream may make, however short
+_OBJECTS = 250_000  # containers and instances that any stream may make, however short
 
 
 class Unpickled(NamedTuple):
@@ -269,6 +269,8 @@ class _Machine:
                     name = pop()
                     push(self.named(pop(), name))
                 elif op == 0x2E:  # STOP
+                    if not stack:
+                        raise invalid("nothing is left at its end")
                     return pop(), i
                 elif op == 0x30:  # POP: an item, or else the mark
                     if stack:

@@ -27,7 +27,7 @@ Source: torch 2.13 `torch/_utils.py`, `torch/_tensor.py`, `torch/serialization.p
 import struct
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from ckptkit.core.dtypes import DTYPES, DType
 from ckptkit.core.errors import CkptError
@@ -74,6 +74,7 @@ class Rebuilder:
         self.nested = nested
         self.handlers: dict[Global, Callable[[Rebuilder, Object], Rebuilt] | None] = {}
         self.memory = 0  # arrays held so far; their identities
+        self.kept: dict[int, tuple[Object, object]] = {}  # by the object's id: arrays, opened files
         self.depth = 0  # records within records, which are as deep as torch wraps and no deeper
 
     def handler(self, cls: object) -> "Callable[[Rebuilder, Object], Rebuilt] | None":
@@ -99,6 +100,27 @@ class Rebuilder:
         finally:
             self.depth -= 1
 
+    def ref(self, node: object) -> StorageRef:
+        """The storage of a tensor: one of the container, or one pickled as a torch file of its own."""
+        if type(node) is StorageRef:
+            return node
+        if type(node) is Object and self.handler(node.cls) is Rebuilder.from_bytes:
+            found = self.opened(node)
+            if type(found) is StorageRef:
+                return found
+        raise invalid("a tensor has no storage")
+
+    def opened(self, obj: Object) -> object:
+        """The value of a torch file within the pickle; opened once, so that what shares it is tied."""
+        if id(obj) not in self.kept:
+            data = data_bytes(obj.args[0]) if len(obj.args) == 1 else None
+            if data is None:
+                raise _arguments(obj)
+            if self.nested is None:
+                raise invalid("a torch file lies within the pickle where none is expected")
+            self.kept[id(obj)] = (obj, self.nested(data))
+        return self.kept[id(obj)][1]
+
     def storage(self, ref: StorageRef) -> Tensor:
         """A storage that stands alone, as a tensor of one dimension."""
         return self.view(ref, ref.dtype or DTYPES["uint8"], None, None, 0)
@@ -118,8 +140,7 @@ class Rebuilder:
         metadata: Any = None,
         kind: str = "",
     ) -> Tensor:
-        if type(ref) is not StorageRef:
-            raise invalid("a tensor has no storage")
+        ref = self.ref(ref)
         storage = ref.storage
         if storage is None:
             raise CkptError("storage-missing", f"the file holds no storage {ref.key!r}")
@@ -144,7 +165,7 @@ class Rebuilder:
         if type(shape) is not tuple or type(strides) is not tuple:
             shape, strides = _sizes(shape), _sizes(strides)
         if type(ref) is not StorageRef:
-            raise invalid("a tensor has no storage")
+            ref = self.ref(ref)
         metadata = args[6] if len(args) > 6 else None
         if metadata is None and not ref.swap and ref.storage is not None and ref.dtype is not None:
             return view(ref.storage, ref.dtype, shape, strides, start, kind=kind)
@@ -200,9 +221,15 @@ class Rebuilder:
 
     def quantized(self, obj: Object) -> Parts:
         args = obj.args
-        if len(args) != 7 or type(args[4]) is not tuple or not args[4] or type(args[0]) is not StorageRef:
+        if len(args) != 7 or type(args[4]) is not tuple or not args[4]:
             raise _arguments(obj)
-        ref, start, shape, strides, scheme = args[0], args[1], _sizes(args[2]), _sizes(args[3]), args[4]
+        ref, start, shape, strides, scheme = (
+            self.ref(args[0]),
+            args[1],
+            _sizes(args[2]),
+            _sizes(args[3]),
+            args[4],
+        )
         if ref.dtype is None or ref.dtype.kind != "quantized":
             raise invalid("a quantised tensor has a storage of plain numbers")
         name = scheme[0].name if type(scheme[0]) is Global and scheme[0].module == "torch" else ""
@@ -270,9 +297,9 @@ class Rebuilder:
         data, dtype = self.plain(obj.args[0]), torch_dtype(obj.args[1])
         if data.dtype is dtype:
             return data
-        from ckptkit.ops.cast import cast
+        from ckptkit.ops import cast as casting
 
-        return cast(data, dtype)
+        return casting.cast(data, dtype)
 
     def meta(self, obj: Object) -> Absent:
         if len(obj.args) != 4:
@@ -302,23 +329,19 @@ class Rebuilder:
 
     def from_bytes(self, obj: Object) -> Rebuilt:
         """torch.storage._load_from_bytes: a whole legacy file within the pickle."""
-        data = data_bytes(obj.args[0]) if len(obj.args) == 1 else None
-        if data is None:
-            raise _arguments(obj)
-        if self.nested is None:
-            raise CkptError(
-                "tensor-invalid", "a torch file lies within a torch file that lies within a pickle"
-            )
-        value = self.nested(data)
+        value = self.opened(obj)
         if type(value) is StorageRef:
             return self.storage(value)
-        if type(value) is Object:
-            return Rebuilder((self.label, self.memory), None).rebuild(value)
-        raise invalid("a torch file within the pickle holds no storage")
+        found = Rebuilder(self.label, None).rebuild(value) if type(value) is Object else None
+        if found is None:
+            raise invalid("a torch file within the pickle holds no tensor")
+        return found
 
     def ndarray(self, obj: Object) -> Rebuilt:
-        found = array(obj)
-        return self.from_array(found) if found is not None else None
+        if id(obj) not in self.kept:
+            found = array(obj)
+            self.kept[id(obj)] = (obj, None if found is None else self.from_array(found))
+        return cast(Tensor | None, self.kept[id(obj)][1])
 
     def from_array(self, found: Array) -> Tensor:
         shape = found.shape
