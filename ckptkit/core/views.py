@@ -27,6 +27,7 @@ SCRATCH = 512 << 10  # bytes gathered before they are put in place
 GAP = 4 << 10  # reading this much for nothing is cheaper than another call
 
 _MOST = 1 << 63
+_RANK = 1024  # dimensions; torch's own operations stop at 64
 
 Dims = tuple[tuple[int, int], ...]  # (size, stride) in elements, outermost first
 
@@ -50,11 +51,13 @@ def view(
     the conjugates, the negatives, of what is stored.
 
     Raises CkptError `view-invalid` for anything but non-negative ints, equally many, whose last element lies
-    within the storage, for 2^63 elements or more, and for bits that torch does not allow on the dtype;
+    within the storage, for 2^63 elements or 1024 dimensions or more, and for bits that torch refuses on the dtype;
     `dtype-unsupported` for elements narrower than a byte that cannot be moved as whole bytes.
     """
     if len(shape) != len(strides):
         raise CkptError("view-invalid", f"a tensor has {len(shape)} sizes but {len(strides)} strides")
+    if len(shape) >= _RANK:
+        raise CkptError("view-invalid", f"a tensor has {len(shape)} dimensions")
     if type(start) is not int or start < 0:
         raise _invalid(shape, strides, start, "the start is not a count")
     size = 1
@@ -106,10 +109,10 @@ def _invalid(shape: Sequence[int], strides: Sequence[int], start: int, why: str)
 
 
 def _printable(value: object) -> bool:
-    """Whether it is short in print; huge integers also take long to print."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return len(value) <= 16 and all(map(_printable, value))
-    return not isinstance(value, int) or value.bit_length() < 256
+    """Whether it is an integer, or a few, of printable size: huge ones take long, and may be refused."""
+    if isinstance(value, tuple | list):
+        return len(value) <= 16 and all(isinstance(n, int) and n.bit_length() < 256 for n in value)
+    return isinstance(value, int) and value.bit_length() < 256
 
 
 def _coalesced(shape: Sequence[int], strides: Sequence[int]) -> Dims:

@@ -142,6 +142,7 @@ LAZY = ["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", 
 COMPLEX = ["complex128", "complex64", "complex32"]
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf support")
 @given(
     geometry=geometries(),
     name=st.sampled_from([*LAZY, *COMPLEX]),
@@ -252,6 +253,10 @@ def test_packed_elements_move_as_bytes(stored: Stored, name: str) -> None:
         assert caught.value.code == "dtype-unsupported"
 
 
+DEEP: list[object] = []
+for _ in range(100_000):
+    DEEP = [DEEP]
+
 HOSTILE = {
     "bool size": ((True,), (1,), 0),
     "float size": ((1.0,), (1,), 0),
@@ -269,6 +274,8 @@ HOSTILE = {
     "2^63 elements": ((1 << 62, 2), (0, 0), 0),
     "size of 2^63 beside 0": ((0, 1 << 63), (1, 1), 0),
     "huge integers": ((1 << 100_000,), (1 << 100_000,), 1 << 100_000),
+    "a nested list": ((DEEP,), (1,), 0),
+    "a million dimensions": ((1 << 62,) * 1_000_000, (0,) * 1_000_000, 0),
     "4300 digits": ((2, 1 << 20_000), (1, 1), 0),
 }
 
