@@ -75,7 +75,6 @@ CODES: dict[str, str] = {
     "record-missing": "an archive lacks a record that torch writes",
     "rule-invalid": "a rule that is not strip:PREFIX or add:PREFIX",
     "rule-unmatched": "a rule that applies to no tensor",
-    "section-missing": "the checkpoint has no section of that name",
     "section-unknown": "no part of the checkpoint has the name asked for",
     "shadowed-copy": "a second copy of a tensor in another shard, which the index passes over",
     "shape-unsupported": "a shape that what was asked for cannot have",

@@ -19,12 +19,12 @@ _TAIL = 1 << 20  # bytes at the end of a file that are never all zeros in a whol
 def read(path: str, options: ReadOptions) -> TensorGraph:
     """The tensors of one file, which holds one state dict and no other section.
 
-    Raises CkptError as `header.read_header` does, and `not-found`, `not-a-file`, `io-error`, `section-missing`.
+    Raises CkptError as `header.read_header` does, and `not-found`, `not-a-file`, `io-error`, `section-unknown`.
     """
     file = File.at(path)
     if options.section not in (None, "", "all"):
         message = f"a safetensors file has no sections, so none called {options.section!r}"
-        raise CkptError("section-missing", message, file.path)
+        raise CkptError("section-unknown", message, file.path)
     with file.open() as reader:
         header = read_header(reader, options.budgets)
         findings = _zero_tail(reader)

@@ -171,7 +171,7 @@ def test_a_section_other_than_the_whole_is_refused() -> None:
     assert list(ck.read(path, "all")) == list(ck.read(path))
     with pytest.raises(ck.CkptError) as refusal:
         ck.read(path, "model")
-    assert refusal.value.code == "section-missing"
+    assert refusal.value.code == "section-unknown"
 
 
 def test_budgets_bound_the_header() -> None:
