@@ -182,14 +182,15 @@ class TensorGraph(Mapping[str, Tensor]):
         Raises CkptError `name-collision` when two tensors would share a name.
         """
         tensors: dict[str, Tensor] = {}
-        renamed = dict(self.renamed)
+        renamed: dict[str, str] = {}
         for old, tensor in self.tensors.items():
             new = names.get(old, old)
             if new in tensors:
                 raise CkptError("name-collision", f"two tensors would be named {new!r}", old)
             tensors[new] = tensor
-            if new != old:
-                renamed[new] = renamed.pop(old, old)
+            first = self.renamed.get(old, old)
+            if new != first:
+                renamed[new] = first
         return replace(
             self,
             tensors=tensors,
