@@ -64,7 +64,7 @@ def is_pytorch(head: Head) -> bool:
         if _TORCH_MEMBER.fullmatch(first):
             return True
         names = zip_names(head)
-        if names is None:  # cut off
+        if not names:  # cut off, or a directory that is not where the end record says
             return not first.endswith((".npy", ".h5", ".xml", ".json"))
         return any(_TORCH_MEMBER.fullmatch(name) for name in names)
     if is_tar(head):
