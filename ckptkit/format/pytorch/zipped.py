@@ -9,9 +9,10 @@ from struct import unpack_from
 from typing import Any
 
 from ckptkit.core.budgets import Budgets
+from ckptkit.core.dtypes import DType
 from ckptkit.core.errors import CkptError
 from ckptkit.core.findings import Finding
-from ckptkit.core.storage import FileStorage
+from ckptkit.core.storage import FileStorage, Storage
 from ckptkit.format.pytorch.archive import Archive
 from ckptkit.format.pytorch.content import Content
 from ckptkit.format.pytorch.legacy import conflict
@@ -19,42 +20,79 @@ from ckptkit.format.pytorch.machine import Unpickled, load
 from ckptkit.format.pytorch.nodes import Global
 from ckptkit.format.pytorch.refs import StorageRef, storage_id
 from ckptkit.format.pytorch.source import Pickles, Span
-from ckptkit.format.pytorch.zipfile_directory import DEFLATED, Entry
+from ckptkit.format.pytorch.zipfile_directory import DEFLATED
 
 
 class ZipStorages:
-    """Turns persistent ids into storages in a folder of the archive ("data/", "constants/")."""
+    """Turns persistent ids into storages in a folder of the archive ("data/", "constants/").
+
+    Attributes:
+        refs: the storages asked for so far, by key.
+        locations: devices they were saved from.
+        deflated: names of those that are deflated.
+        stored: bytes of all of them.
+    """
 
     def __init__(self, archive: Archive, folder: str) -> None:
         self.archive = archive
         self.folder = folder
         self.refs: dict[str, StorageRef] = {}
+        self.locations: set[str] = set()
+        self.deflated: list[str] = []
+        self.stored = 0
         self.file = archive.file
+        self.entries = archive.entries
+        self.swap = archive.big_endian
+        self.classes: dict[Global, tuple[DType | None, int]] = {}  # storage classes: element type and its bytes
 
     def refer(self, pid: Any) -> StorageRef:
-        key, dtype, location, nbytes, view = storage_id(pid)
+        """What stands for a persistent id in the pickle."""
+        known = None
+        if type(pid) is tuple and len(pid) == 5 and type(pid[1]) is Global:
+            word, cls, key, location, count = pid
+            if word == "storage" and type(key) is str and type(location) is str and type(count) is int:
+                known = self.classes.get(cls)
+        if known is not None:  # a class met before, and nothing unusual about the rest
+            dtype, width = known
+            nbytes = count * width
+        else:
+            key, dtype, location, nbytes, view = storage_id(pid)
+            if view is not None:
+                raise CkptError("record-invalid", "a storage of a zip archive is a view", self.file.path)
+            self.classes[pid[1]] = dtype, 1 if dtype is None else max(1, dtype.bits // 8)
         ref = self.refs.get(key)
         if ref is not None:
             if ref.dtype is not dtype or ref.nbytes != nbytes:
                 raise conflict(key)
             return ref
         name = self.folder + key
-        entry = self.archive.entries.get(name)
-        if entry is None or view is not None:
+        entry = self.entries.get(name)
+        if entry is None:
             raise CkptError("storage-missing", f"the archive has no member {name!r}", self.file.path)
-        if entry.size != nbytes:
+        method, _, size, offset = entry
+        if size != nbytes:
             raise CkptError(
                 "size-mismatch",
-                f"storage {name!r} has {entry.size} bytes, not the {nbytes} that the pickle promises",
+                f"storage {name!r} has {size} bytes, not the {nbytes} that the pickle promises",
                 self.file.path,
             )
-        storage = (
-            self.archive.storage(name)
-            if entry.method == DEFLATED
-            else FileStorage(self.file, entry.offset, nbytes)
-        )
-        ref = self.refs[key] = StorageRef(storage, dtype, nbytes, self.archive.big_endian, location, key)
+        storage: Storage
+        if method == DEFLATED:
+            storage = self.archive.storage(name)
+            self.deflated.append(name)
+        else:
+            storage = FileStorage(self.file, offset, nbytes)
+        self.stored += nbytes
+        if location not in self.locations:
+            self.locations.add(location)
+        ref = self.refs[key] = StorageRef(storage, dtype, nbytes, self.swap, location, key)
         return ref
+
+    def unused(self) -> list[str]:
+        """Members of the folder that nothing asked for."""
+        cut = len(self.folder)
+        names = [name for name in self.archive.below(self.folder) if "/" not in name[cut:]]
+        return [name for name in names if name[cut:] not in self.refs] if len(names) > len(self.refs) else []
 
 
 def load_member(archive: Archive, name: str, storages: ZipStorages) -> Unpickled:
@@ -103,36 +141,25 @@ def describe(
             findings.append(
                 Finding("bytes-unclaimed", "warning", "", f"{left} bytes follow the end of the pickle {name}")
             )
-    used: dict[str, Entry] = {
-        storages.folder + key: archive.entries[storages.folder + key]
-        for storages in folders
-        for key in storages.refs
-    }
-    deflated = [name for name, entry in used.items() if entry.method == DEFLATED]
+    deflated = [name for storages in folders for name in storages.deflated]
     if deflated:
         findings.append(
             Finding(
                 "zip-deflated",
                 "warning",
                 "",
-                f"{len(deflated)} storages are deflated, such as {deflated[0]!r}: the archive was packed again, and "
-                "torch.load(mmap=True) reads wrong numbers from it",
+                f"{len(deflated)} storages are deflated, such as {deflated[0]!r}: the archive was packed again, "
+                "and torch.load(mmap=True) reads wrong numbers from it",
                 "`ckptkit convert` to a new .pt mends it",
             )
         )
-    unused = [
-        name
-        for storages in folders
-        for name in archive.below(storages.folder)
-        if name not in used and "/" not in name[len(storages.folder) :]
-    ]
+    unused = [name for storages in folders for name in storages.unused()]
     if unused:
         nbytes = sum(archive.entries[name].size for name in unused)
         text = f"{len(unused)} storages belong to no tensor ({nbytes} bytes), such as {unused[0]!r}"
         findings.append(Finding("bytes-unclaimed", "warning", "", text))
-    details: dict[str, Any] = {
-        "locations": sorted({ref.location for storages in folders for ref in storages.refs.values()})
-    }
+    locations = set[str]().union(*(storages.locations for storages in folders))
+    details: dict[str, Any] = {"locations": sorted(locations)}
     if archive.alignment:
         details["storage_alignment"] = archive.alignment
     if archive.big_endian:
@@ -144,7 +171,7 @@ def describe(
         pickles[0][1].value,
         container,
         tuple(seen),
-        sum(entry.size for entry in used.values()),
+        sum(storages.stored for storages in folders),
         details,
         tuple(findings),
     )
