@@ -89,7 +89,9 @@ def layout(graph: TensorGraph, name: str, options: WriteOptions) -> Layout:
             "onnx-too-large",
             f"the model would have {size} bytes, and protobuf reads no more than {LIMIT}",
             graph.origin.path,
-            "--external puts the weights into a file beside it" if options.external == "inline" else None,
+            "--onnx-data external puts the weights into a file beside it"
+            if options.external == "inline"
+            else None,
         )
     model = OutputFile(name, size, pieces)
     losses = _lost_ties(ties, places) if options.ties == "keep" else ()
@@ -275,6 +277,6 @@ def _lost_ties(ties: dict[str, str], places: dict[str, int]) -> tuple[Finding, .
             "warning",
             tied,
             f"{len(lost)} tied names are written as copies, as inline weights share nothing ({tied} = {first})",
-            "--external keeps the sharing, --ties copy accepts the copies",
+            "--onnx-data external keeps the sharing, --ties copy accepts the copies",
         ),
     )

@@ -128,7 +128,8 @@ def plan(
     _refuse_bomb(graph, max_expand)
 
     target, into_folder, writer = _target(dst, to, graph)
-    options = WriteOptions(ties=ties, max_shard_size=max_shard_size, external=external)
+    taken = frozenset[str]() if into_folder else _siblings(target)
+    options = WriteOptions(ties=ties, max_shard_size=max_shard_size, external=external, taken=taken)
     stem = folder.weights_name(writer.name, graph) if into_folder else target.name
     layout = writer.load().layout(graph, stem, options)
     if not into_folder and writer.name != "onnx" and len(layout.files) > 1:
@@ -230,6 +231,14 @@ def _target(
     if not chosen.writes:
         raise CkptError("not-writable", f"{chosen.title} is read, not written", text, "see ckptkit formats")
     return path, into_folder, chosen
+
+
+def _siblings(target: Path) -> frozenset[str]:
+    """Names that the folder of a file target has, for companions to avoid."""
+    try:
+        return frozenset(os.listdir(target.parent))
+    except OSError:
+        return frozenset()  # writing will say what is wrong with the folder
 
 
 def _left_out(
