@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -41,6 +42,19 @@ class Commands(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what ends it from outside is an exit code, and not for click to comment on."""
+        try:
+            code = super().invoke(ctx)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            say([""] if sys.stderr.isatty() else [])
+            raise click.exceptions.Exit(130) from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest goes nowhere
+            raise click.exceptions.Exit(141) from None
+        return code
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title in dict.fromkeys(_COMMANDS.values()):
             found = [(name, self.get_command(ctx, name)) for name, group in _COMMANDS.items() if group == title]
@@ -71,18 +85,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     gc.disable()  # hundreds of thousands of small values and no cycles: collecting costs more than the work
     try:
         code = group.main(args, prog_name="ckptkit", standalone_mode=False)
-        sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except CkptError as error:
         return _fail(error, args)
     except click.ClickException as error:
         return _fail(_usage(error), args)
-    except (KeyboardInterrupt, click.Abort):
-        say([""] if sys.stderr.isatty() else [])
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more can be flushed into it
-        return 141
     except Exception as error:  # a defect is said in one line too
         if os.environ.get("CKPTKIT_DEBUG"):
             raise

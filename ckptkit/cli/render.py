@@ -142,10 +142,10 @@ def table(rows: Sequence[Row], terminal: Terminal) -> Iterator[str]:
     if terminal.width is None:
         label = min(label, COLUMN)
     else:
-        taken = 2 + dtype + 2 + dims + 2 + nbytes + (1 + min(more, 12) if more else 0)
+        taken = 2 + dtype + 2 + dims + 2 + nbytes + (1 + min(more, 6) if more else 0)
         label = max(min(label, terminal.width - taken - 2), 16)
     for row in rows:
-        name = pad(shorten(row.label, label), label)
+        name = pad(row.label if terminal.width is None else shorten(row.label, label), label)
         line = f"  {name}  {pad(row.dtype, dtype)}  {pad(row.shape, dims)}  {pad(row.nbytes, nbytes, right=True)}"
         if row.more:
             line = f"{line} {row.more}"
@@ -164,14 +164,14 @@ def measured_table(
         if values is None:
             rows.append([clean(name), "", "", "", "", f"no numbers: {tensor.dtype.name}"])
             continue
-        measures = map(number, (values.minimum, values.maximum, values.mean, values.std))
+        measures = (number(v, 3) for v in (values.minimum, values.maximum, values.mean, values.std))
         rows.append([clean(name), *measures, "  ".join(_oddities(tensor, values))])
-    label, *widths = (max(columns(row[i]) for row in rows) for i in range(5))
+    label, *widths, odd = (max(map(columns, column)) for column in zip(*rows, strict=True))
     if terminal.width is not None:
-        label = max(min(label, terminal.width - 2 - sum(widths) - 2 * len(widths) - 10), 16)
-    for name, *cells, odd in rows:
+        label = max(min(label, terminal.width - 4 - sum(widths) - 2 * len(widths) - min(odd, 7)), 16)
+    for name, *cells, oddity in rows:
         numbers = "  ".join(pad(c, w, right=True) for c, w in zip(cells, widths, strict=True))
-        line = f"  {pad(shorten(name, label), label)}  {numbers}  {odd}".rstrip()
+        line = f"  {pad(shorten(name, label), label)}  {numbers}  {oddity}".rstrip()
         yield line if terminal.width is None else shorten_end(line, terminal.width)
 
 

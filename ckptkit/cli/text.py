@@ -52,9 +52,9 @@ def shape(dimensions: Iterable[int | str | None]) -> str:
     return "×".join("?" if d is None else clean(str(d)) for d in dimensions) or "scalar"
 
 
-def number(value: float | None) -> str:
-    """A value of a tensor with four significant digits; `–` where there is none."""
-    return "–" if value is None else f"{value:.4g}"
+def number(value: float | None, digits: int = 4) -> str:
+    """A value of a tensor with so many significant digits; `–` where there is none."""
+    return "–" if value is None else f"{value:.{digits}g}"
 
 
 def columns(text: str) -> int:
@@ -119,14 +119,14 @@ class Terminal:
         room = None if self.width is None else self.width - KEY
         for value in values:
             if room is not None:
-                value = value if key == "note" else shorten(value, max(room, 20))
+                value = shorten(value, max(room, 20))
             if line and room is not None and columns(line) + columns(separator) + columns(value) > room:
                 lines.append(line)
                 line = value
             else:
                 line = f"{line}{separator}{value}" if line else value
         lines.append(line)
-        key = self.paint(pad(key, KEY), "bold") if self.colour else pad(key, KEY)
+        key = self.paint(key, "bold") + " " * max(KEY - columns(key), 0)
         return [f"{key if i == 0 else ' ' * KEY}{line}".rstrip() for i, line in enumerate(lines)]
 
     def prose(self, key: str, text: str) -> list[str]:

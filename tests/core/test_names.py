@@ -84,8 +84,11 @@ def test_a_name_that_others_continue_is_kept() -> None:
         assert sorted(unfold(fold(names.items()))) == sorted(names)
 
 
+GREEK = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota")
+
+
 def test_many_siblings_of_one_look_are_not_one_line() -> None:
-    names = {f"{word}.weight": "a" for word in "alpha beta gamma delta epsilon zeta eta theta iota".split()}
+    names = {f"{word}.weight": "a" for word in GREEK}
     assert labels(fold(names.items())) == list(names)
     scattered = {f"x{n}": "a" for n in range(0, 1000, 3)}
     assert max(map(len, labels(fold(scattered.items())))) < 80

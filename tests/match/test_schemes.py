@@ -116,7 +116,7 @@ def test_every_row_matches_its_own_marks() -> None:
     for scheme in SCHEMES:
         root = scheme.roots[0]
         names = [root + mark.replace("{}", "0") for mark in scheme.marks.split()]
-        assert naming(tensors(**{name: (4, 4, 4, 4) for name in names})).scheme, scheme.name
+        assert naming(tensors(**dict.fromkeys(names, (4, 4, 4, 4)))).scheme, scheme.name
 
 
 def test_real_modules(request: pytest.FixtureRequest) -> None:
