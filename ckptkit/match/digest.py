@@ -44,7 +44,8 @@ def digests(tensors: Mapping[str, Tensor], progress: Progress | None = None) -> 
     groups: dict[Hashable, Tensor] = {}
     keys: dict[str, Hashable] = {}
     for name, tensor in tensors.items():
-        key = keys[name] = tensor.storage or ("empty", tensor.dtype.name, tensor.shape)
+        place = tensor.storage
+        key = keys[name] = ("empty", tensor.dtype.name, tensor.shape) if place is None else place
         groups.setdefault(key, tensor)
     items = [_Item(key, tensor, tensor.nbytes) for key, tensor in groups.items()]
     total = sum(item.nbytes for item in items)
