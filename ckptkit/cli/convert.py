@@ -4,16 +4,16 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ckptkit.cli import options
 from ckptkit.cli.progress import Bar
 from ckptkit.cli.text import KEY, Terminal, clean, emit, finding_text, plural, size
-from ckptkit.core.staging import check_target
-from ckptkit.verbs.convert import Plan, Receipt, plan, write
+
+if TYPE_CHECKING:
+    from ckptkit.verbs.convert import Plan, Receipt
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 _SHOWN = 6  # ties and notes printed one by one
@@ -106,17 +106,14 @@ def command(
     Everything is decided before the first byte is written; --dry-run prints the plan. The target appears whole or
     not at all. What cannot be carried is an error until --allow-loss accepts it. A DST without a suffix is a folder.
     """
+    from ckptkit.verbs.convert import plan, write
+
     decided = plan(src, dst, metadata=dict(metadata) or None, **chosen)
     if style != "json" and not quiet:
         emit(_planned(decided, Terminal.of(sys.stdout)))
         sys.stdout.flush()
     if dry_run:
-        refusal = decided.refusal()
-        if refusal is not None:
-            raise refusal
-        check_target(Path(dst).absolute(), folder=decided.folder, overwrite=overwrite)
-        for side in filter(None, (decided.sidecar, receipt)):
-            check_target(Path(side).absolute(), folder=False, overwrite=overwrite)
+        _refuse(decided, receipt, overwrite)
         if style == "json":
             emit([_plan_json(decided)])
         return 0
@@ -131,7 +128,21 @@ def command(
     return 0
 
 
-def _planned(decided: Plan, terminal: Terminal) -> Iterator[str]:
+def _refuse(decided: "Plan", receipt: str | None, overwrite: bool) -> None:
+    """Raise what writing would raise before its first byte."""
+    from pathlib import Path
+
+    from ckptkit.core.staging import check_target
+
+    refusal = decided.refusal()
+    if refusal is not None:
+        raise refusal
+    check_target(Path(decided.target).absolute(), folder=decided.folder, overwrite=overwrite)
+    for side in filter(None, (decided.sidecar, receipt)):
+        check_target(Path(side).absolute(), folder=False, overwrite=overwrite)
+
+
+def _planned(decided: "Plan", terminal: Terminal) -> Iterator[str]:
     """What will happen: the answer, then what is left out, changed or worth knowing."""
     facts = [plural(len(decided.graph), "tensor"), f"{size(decided.source.nbytes)} → {size(decided.nbytes)}"]
     casts = Counter((had, decided.graph[name].dtype.name) for name, had in decided.cast.items())
@@ -155,7 +166,7 @@ def _planned(decided: Plan, terminal: Terminal) -> Iterator[str]:
         yield from terminal.prose("", detail) if terminal.width else [" " * KEY + detail]
 
 
-def _wrote(done: Receipt, decided: Plan, terminal: Terminal) -> Iterator[str]:
+def _wrote(done: "Receipt", decided: "Plan", terminal: Terminal) -> Iterator[str]:
     facts = [clean(decided.target), size(sum(file.nbytes for file in done.outputs))]
     if not done.verified:
         facts.append("header checked (--verify compares every byte)")
@@ -167,7 +178,7 @@ def _wrote(done: Receipt, decided: Plan, terminal: Terminal) -> Iterator[str]:
     yield from terminal.fact("wrote", facts)
 
 
-def _plan_json(decided: Plan) -> str:
+def _plan_json(decided: "Plan") -> str:
     from ckptkit.cli import jsontext
 
     return jsontext.dumps(

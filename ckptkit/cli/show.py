@@ -2,15 +2,18 @@
 
 import sys
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
-from ckptkit.cli import jsontext, options
+from ckptkit.cli import options
 from ckptkit.cli.text import Terminal, clean, count, emit, number, say, shape, size
-from ckptkit.core.options import ReadOptions
-from ckptkit.format import read_with
-from ckptkit.verbs.show import NATIVE, Shown, native, parse_slice, save_npy, show
 
+if TYPE_CHECKING:
+    from ckptkit.verbs.show import Shown
+
+UPCASTS: tuple[str, ...] = ("float64", "float32", "float16", "complex128", "int64", "int32", "int16", "int8")
+UPCASTS += ("uint64", "uint32", "uint16", "uint8")
 MANY = 1000  # elements; more are shown by their ends
 
 
@@ -26,7 +29,7 @@ MANY = 1000  # elements; more are shown by their ends
 @click.option("--slice", "part", metavar="SLICE", help="A part of it, as numpy writes it: 0:3,:")
 @click.option("-o", "--output", metavar="FILE.npy", type=click.Path(), help="Write the values as a .npy file.")
 @click.option(
-    "--upcast", type=click.Choice([n for n in NATIVE if n != "bool"]), help="Convert to this dtype in the .npy file."
+    "--upcast", metavar="DTYPE", type=click.Choice(UPCASTS), help="Convert to this dtype in the .npy file."
 )
 @click.option("-y", "--overwrite", is_flag=True, help="Replace an existing file.")
 @options.section
@@ -50,6 +53,10 @@ def command(
     Statistics are over the whole tensor. Large tensors are shown by their ends; JSON has all values of a tensor of
     up to 1,000 elements or of a --slice.
     """
+    from ckptkit.core.options import ReadOptions
+    from ckptkit.format import read_with
+    from ckptkit.verbs.show import parse_slice, save_npy, show
+
     graph = read_with(path, ReadOptions(section, variant))
     index = parse_slice(part) if part is not None else ()
     shown = show(graph, name, index, measure=output is None)
@@ -64,8 +71,10 @@ def command(
     return 0
 
 
-def _text(shown: Shown, part: str | None) -> list[str]:
+def _text(shown: "Shown", part: str | None) -> list[str]:
     import numpy as np
+
+    from ckptkit.verbs.show import native
 
     terminal = Terminal.of(sys.stdout)
     tensor, stats = shown.tensor, shown.statistics
@@ -86,7 +95,10 @@ def _text(shown: Shown, part: str | None) -> list[str]:
     return lines
 
 
-def _json(path: str, shown: Shown, part: str | None) -> str:
+def _json(path: str, shown: "Shown", part: str | None) -> str:
+    from ckptkit.cli import jsontext
+    from ckptkit.verbs.show import native
+
     tensor = shown.tensor
     whole = part is not None or shown.values.size <= MANY
     return jsontext.dumps(

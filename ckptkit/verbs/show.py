@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Index = tuple[Any, ...]  # of slice, int and Ellipsis, as numpy takes it
 
 # Dtypes that numpy itself has, so that any program can load the file.
-NATIVE = ("float64", "float32", "float16", "complex128", "complex64", "bool")
+NATIVE: tuple[str, ...] = ("float64", "float32", "float16", "complex128", "complex64", "bool")
 NATIVE += ("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8")
 _CANDIDATES = 400  # names compared letter by letter when none is exact
 _BLOCK = 1 << 20  # elements written at a time
