@@ -79,6 +79,7 @@ CODES: dict[str, str] = {
     "shadowed-copy": "a second copy of a tensor in another shard, which the index passes over",
     "shape-unsupported": "a shape that what was asked for cannot have",
     "shard-missing": "files of a sharded checkpoint are not there",
+    "sharing-lost": "tensors that overlap in the source become separate copies",
     "size-mismatch": "the bytes of a tensor are not what its dtype and shape need",
     "source-length": "a tensor's source gave another number of bytes than its dtype and shape need",
     "stale-quantization": "config.json promises quantised weights where they no longer are",

@@ -22,6 +22,7 @@ from ckptkit.core.plan import Layout, WriteOptions
 from ckptkit.core.tensor import Tensor
 from ckptkit.format.pytorch.pickle_writer import Entry, state_dict
 from ckptkit.format.pytorch.zipfile_writer import ALIGNMENT, Member, archive
+from ckptkit.format.sharing import sharing_losses
 
 ROOT = "archive"
 METADATA, OWN_METADATA = "_metadata", "ckptkit_metadata"
@@ -38,7 +39,7 @@ def layout(graph: TensorGraph, name: str, options: WriteOptions) -> Layout:
     """
     entries: list[Entry] = []
     members: list[Member] = []
-    losses: list[Finding] = []
+    losses = list(sharing_losses(graph, options.ties))
     keys: dict[str, str] = {}
     leader = graph.ties()
     if leader and options.ties == "error":

@@ -23,6 +23,7 @@ from ckptkit.core.graph import TensorGraph
 from ckptkit.core.plan import Layout, OutputFile, Piece, WriteOptions
 from ckptkit.core.tensor import Tensor
 from ckptkit.format.safetensors.header import METADATA, PREFIX
+from ckptkit.format.sharing import sharing_losses
 from ckptkit.format.tied_names import reads_as_tie
 
 # fmt: off
@@ -56,7 +57,7 @@ def layout(graph: TensorGraph, name: str, options: WriteOptions) -> Layout:
 
     Raises CkptError `dtype-unsupported`, `tied-tensors`, `name-collision`, `name-unwritable` or `header-too-large`.
     """
-    losses = _losses(graph)
+    losses = (*_losses(graph), *sharing_losses(graph, options.ties))
     plan = _plan(graph, options)
     shards = _split(plan.tensors, options.max_shard_size)
     notes = []

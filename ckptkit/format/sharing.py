@@ -1,0 +1,49 @@
+"""Tensors that show some of the same stored bytes without being tied: no format we write can keep that."""
+
+from ckptkit.core.errors import CkptError
+from ckptkit.core.findings import Finding
+from ckptkit.core.graph import TensorGraph
+from ckptkit.core.plan import Ties
+
+
+def sharing_losses(graph: TensorGraph, ties: Ties) -> tuple[Finding, ...]:
+    """The loss of writing overlapping tensors (`w` and its transpose, a slice and the whole) as copies.
+
+    Nothing is lost where copies are asked for (`ties="copy"`); `ties="error"` refuses them: CkptError
+    `tied-tensors`.
+    """
+    pairs = [] if ties == "copy" else overlapping(graph)
+    if not pairs:
+        return ()
+    name, other = pairs[0]
+    more = f" ({len(pairs)} such tensors)" if len(pairs) > 1 else ""
+    message = f"it shows stored bytes that {other!r} shows, too; each will have its own copy{more}"
+    if ties == "error":
+        raise CkptError("tied-tensors", message, name, "--ties copy writes them all the same")
+    return (Finding("sharing-lost", "warning", name, message, "--ties copy, or --allow-loss sharing-lost"),)
+
+
+def overlapping(graph: TensorGraph) -> list[tuple[str, str]]:
+    """(name, name of one that it overlaps) in the order of the bytes; ties are not among them.
+
+    Only tensors that fill their stretch of a file count. Strided ones may interleave without meeting.
+    """
+    if graph.origin.format == "safetensors":
+        return []  # the reader has proved that none overlap
+    runs = []
+    for names in graph.storages():
+        tensor = graph[names[0]]
+        extents = tensor.extents
+        if len(extents) == 1 and 0 < extents[0].nbytes == tensor.nbytes:
+            file, begin, nbytes = extents[0]
+            runs.append((file.path, begin, begin + nbytes, names[0]))
+    runs.sort()
+    pairs = []
+    holder = ("", 0, 0, "")
+    for run in runs:
+        same_file = run[0] == holder[0]
+        if same_file and run[1] < holder[2]:
+            pairs.append((run[3], holder[3]))
+        if not same_file or run[2] > holder[2]:
+            holder = run
+    return pairs
