@@ -31,6 +31,7 @@ from ckptkit.format.onnx.values import value_info
 from ckptkit.format.onnx.wire import Span, Wire, signed
 
 NEWEST_IR = 14
+_NO_ATTRIBUTES: dict[str, Any] = {}  # shared by all nodes that have none; nobody changes it
 _INPUTS_APART = 4  # from this IR version on, an initializer need not be a graph input
 
 
@@ -128,6 +129,7 @@ class _Model:
     def _graph(self, body: _Body) -> None:
         wire, scope, frame = self._wire, body.scope, body.frame
         message = wire.message(frame.span.start, frame.span.end, GRAPH)
+        wire.spend(len(message.get("input", ())) + len(message.get("output", ())), frame.span.at)
         inputs = [value_info(wire, span) for span in message.get("input", [])]
         input_names = {value.name for value in inputs}
         overridable = "default of a graph input" if self._ir_version >= _INPUTS_APART else ""
@@ -165,13 +167,17 @@ class _Model:
         wire, operators = self._wire, self._operators
         wire.spend(len(spans), body.frame.span.at)
         taken = set()
-        for index, span in enumerate(spans):
+        spans.reverse()
+        for index in range(len(spans)):
+            span = spans.pop()  # places are let go as nodes are made
             message = wire.message(span.start, span.end, NODE)
             op, domain = message.get("op_type", ""), message.get("domain", "")
             operators[f"{domain}.{op}" if domain and domain != "ai.onnx" else op] += 1
             name = message.get("name", "")
             outputs = tuple(message.get("output", ()))
-            attributes: dict[str, Any] = {}
+            if not op:
+                raise CkptError("onnx-name", "a node without an operator", wire.where(span.at))
+            attributes = _NO_ATTRIBUTES
             if "attribute" in message:
                 label = name if name and name not in taken else f"{op}_{index}"
                 constant = op == "Constant" and domain in ("", "ai.onnx")

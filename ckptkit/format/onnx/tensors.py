@@ -193,12 +193,13 @@ def _check_padding(place: Extent, dtype: DType, shape: tuple[int, ...], name: st
 
 def checked_shape(dims: Sequence[int], dtype: DType, name: str) -> tuple[int, ...]:
     """The shape behind dims as they stand in the file. Raises CkptError `onnx-shape`."""
-    shape = tuple(map(signed, dims))
+    shape = tuple(dims)
     if len(shape) > _MAX_RANK:
         raise CkptError("onnx-shape", f"a tensor of {len(shape)} dimensions", name)
-    if any(dim < 0 for dim in shape):
-        raise CkptError("onnx-shape", f"a negative dimension in {list(shape)}", name)
+    if shape and max(shape) >= 1 << 63:
+        raise CkptError("onnx-shape", f"a negative dimension in {[*map(signed, shape[:9])]}", name)
     # Zeros aside, so that no factor hides behind one.
-    if prod(dim or 1 for dim in shape) * max(8, dtype.bits) // 8 >= 1 << 63:
-        raise CkptError("onnx-shape", f"more elements in {list(shape)} than 63 bits can count", name)
+    size = prod(dim or 1 for dim in shape) if 0 in shape else prod(shape)
+    if size * max(8, dtype.bits) >= 1 << 66:
+        raise CkptError("onnx-shape", f"more elements in {list(shape[:9])} than 63 bits can count", name)
     return shape
