@@ -11,6 +11,7 @@ these `array` is None and the caller treats the record as any other object.
 """
 
 import struct
+from collections.abc import Callable
 from math import prod
 from typing import Any, NamedTuple
 
@@ -42,8 +43,10 @@ class Array(NamedTuple):
     swap: bool
 
 
-def array(obj: Object) -> Array | None:
+def array(obj: Object, read: Callable[[object], bytes | None]) -> Array | None:
     """The array that the object is; None if its elements are no numbers or it is something else.
+
+    `read` gives the bytes of a node, or None.
 
     Raises CkptError `tensor-invalid` when shape and bytes disagree.
     """
@@ -57,7 +60,7 @@ def array(obj: Object) -> Array | None:
     found = numpy_dtype(dtype)
     if found is None:
         return None
-    data = data_bytes(raw)
+    data = read(raw)
     if data is None or type(shape) is not tuple or len(shape) > 64:
         raise _invalid("an array has no bytes or no shape")
     if any(type(n) is not int or n < 0 for n in shape) or prod(shape) * (found[0].bits // 8) != len(data):
@@ -72,7 +75,8 @@ def scalar(obj: Object) -> tuple[str, object]:
         return "numpy.generic", None
     dtype, swap = found
     name = f"numpy.{dtype.name}" if dtype.name in _NAMES.values() else f"ml_dtypes.{dtype.name}"
-    data = data_bytes(obj.args[1]) if len(obj.args) == 2 else None
+    held = payload(obj.args[1]) if len(obj.args) == 2 else None
+    data = raw_bytes(held) if held is not None and len(held) <= 2 * dtype.bits else None
     code = _FORMATS.get(dtype.name)
     if data is None or len(data) != dtype.bits // 8:
         raise _invalid("a scalar has another number of bytes than its type needs")
@@ -104,15 +108,15 @@ def numpy_dtype(node: object) -> tuple[DType, bool] | None:
     return dtype, order == ">" and dtype.parts > 1
 
 
-def data_bytes(node: object) -> bytes | None:
-    """bytes as they are pickled: themselves, or `_codecs.encode(text, 'latin1')` in protocols 0 to 2, perhaps
-    within the call of a type. None for anything else."""
+def payload(node: object) -> str | bytes | bytearray | None:
+    """What holds the bytes of pickled bytes: themselves, or the text of `_codecs.encode(text, 'latin1')` as
+    protocols 0 to 2 have it, perhaps within the call of a type. None for anything else."""
     for _ in range(3):
         if type(node) is not Object:
-            return raw_bytes(node)
+            return node if isinstance(node, str | bytes | bytearray) else None
         if node.name == ("_codecs", "encode"):
             latin = len(node.args) == 2 and node.args[1] in ("latin1", "latin-1")
-            return raw_bytes(node.args[0]) if latin else None
+            return node.args[0] if latin and isinstance(node.args[0], str) else None
         if node.name not in _BYTES or node.state is not None or len(node.args) > 2:
             return None
         node = node.args[0] if node.args else b""

@@ -22,13 +22,11 @@ from ckptkit.core.graph import Leaf, Section
 from ckptkit.core.options import ReadOptions
 from ckptkit.core.tensor import Tensor
 from ckptkit.format.pytorch import sections
-from ckptkit.format.pytorch.globals import SCALARS, is_mapping, simplify
-from ckptkit.format.pytorch.nodes import Dict, Object
+from ckptkit.format.pytorch.globals import SCALARS, entries
 from ckptkit.format.pytorch.rebuild import Rebuilder
-from ckptkit.format.pytorch.tree import LONE, Branch, Tree, flatten, flatten_attributes
+from ckptkit.format.pytorch.tree import LONE, METADATA, VERSIONS, Branch, Tree, flatten, flatten_attributes
 
-STATE_DICT = "_metadata"  # attribute of a state dict: {prefix: {"version": n}}
-OURS = "ckptkit_metadata"  # attribute of a state dict written by ckptkit: other metadata, str to str
+_INNER = 100  # values of one module's metadata that are looked at; torch writes one
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,21 +142,21 @@ def _metadata(tree: Tree, prefix: str) -> dict[str, str]:
         if prefix and path != prefix and not path.startswith(f"{prefix}."):
             continue
         inner = path[len(prefix) + 1 :] if prefix else path
-        for key, value in attributes.entries():
-            if key == STATE_DICT:
+        for key, value in attributes.items():
+            if key == VERSIONS:
                 for name, entry in (_plain(value) or {}).items():
                     versions[f"{inner}.{name}".strip(".") if inner else name] = entry
-            elif key == OURS and path == prefix:
+            elif key == METADATA and path == prefix:
                 plain = _plain(value) or {}
                 found |= {k: v for k, v in plain.items() if isinstance(v, str)}
     if versions:
-        found[STATE_DICT] = json.dumps(versions, ensure_ascii=False, separators=(",", ":"))
+        found[VERSIONS] = json.dumps(versions, ensure_ascii=False, separators=(",", ":"))
     return found
 
 
 def _plain(node: object) -> dict[str, Any] | None:
     """A dict of plain values, or of dicts of them; what is neither is left out."""
-    found = _entries(node)
+    found = entries(node)
     if found is None:
         return None
     plain: dict[str, Any] = {}
@@ -166,15 +164,7 @@ def _plain(node: object) -> dict[str, Any] | None:
         if type(value) in SCALARS:
             plain[name] = value
         else:
-            inner = _entries(value)
+            inner = entries(value, _INNER)
             if inner is not None:
                 plain[name] = {k: v for k, v in inner.items() if type(v) in SCALARS}
     return plain
-
-
-def _entries(node: object) -> dict[str, Any] | None:
-    if type(node) is Object and is_mapping(node):
-        node = simplify(node)
-    if type(node) is not Dict:
-        return None
-    return {key: value for key, value in node.entries() if isinstance(key, str)}

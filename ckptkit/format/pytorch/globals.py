@@ -8,7 +8,7 @@ What is not in this table, nor in `ckptkit.format.pytorch.rebuild`, stays an opa
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ckptkit.format.pytorch.arrays import data_bytes, scalar
+from ckptkit.format.pytorch.arrays import scalar
 from ckptkit.format.pytorch.nodes import Dict, Global, Object, Set
 
 SCALARS = frozenset({str, int, float, bool, type(None)})
@@ -47,6 +47,15 @@ def attributes(obj: Object) -> Dict:
     return Dict(("state", state)) if state is not None else Dict()
 
 
+def entries(node: object, most: int | None = None) -> dict[str, Any] | None:
+    """A dict by its text keys; None for anything else, and for one of more than `most` entries."""
+    if type(node) is Object and is_mapping(node) and not (most and len(node.pairs or ()) > 2 * most):
+        node = simplify(node)
+    if type(node) is not Dict or (most is not None and len(node) > 2 * most):
+        return None
+    return {key: value for key, value in node.entries() if isinstance(key, str)}
+
+
 def _mapping(obj: Object) -> Dict:
     """dict, OrderedDict, defaultdict, Counter: built from pairs or from a dict, then filled."""
     found = Dict()
@@ -82,9 +91,8 @@ def _first(obj: Object) -> object:
     return obj.args[0] if len(obj.args) == 1 else obj
 
 
-def _bytes(obj: Object) -> object:
-    data = data_bytes(obj)
-    return obj if data is None else data
+def _bytes(obj: Object) -> Value:
+    return Value("bytes", None)
 
 
 def _complex(obj: Object) -> Value:

@@ -9,13 +9,13 @@ are not run. Source: torch 2.13 `torch/nn/modules/module.py`.
 
 from typing import Any, NamedTuple
 
-from ckptkit.format.pytorch.globals import attributes, is_mapping, simplify
-from ckptkit.format.pytorch.nodes import Dict, Object, Set
+from ckptkit.format.pytorch.globals import entries, simplify
+from ckptkit.format.pytorch.nodes import Object, Set
 
-_PARTS = ("_parameters", "_buffers", "_modules")
+PARTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")  # what makes a module
 _NOISE = frozenset(
     {
-        *_PARTS, "_non_persistent_buffers_set", "training", "_is_full_backward_hook", "_backend",
+        *PARTS, "training", "_is_full_backward_hook", "_backend",
         "_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_hooks_with_kwargs",
         "_forward_hooks_always_called", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
         "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks",
@@ -32,16 +32,13 @@ class Member(NamedTuple):
     kind: str
 
 
-def members(obj: Object) -> list[Member] | None:
-    """What a module holds, its state dict first and in its order; None if the object is no module."""
-    if obj.state is None:
-        return None
-    state = {key: value for key, value in attributes(obj).entries() if isinstance(key, str)}
-    parts = [_entries(state.get(part)) for part in _PARTS]
+def members(state: dict[str, Any]) -> list[Member] | None:
+    """What a module of these attributes holds, its state dict first and in its order; None if it is no module."""
+    parts = [entries(state.get(part)) for part in PARTS[:3]]
     if any(part is None for part in parts):
         return None
     parameters, buffers, modules = (part or {} for part in parts)
-    transient = _names(state.get("_non_persistent_buffers_set"))
+    transient = _names(state.get(PARTS[3]))
     found = [Member(name, value, "parameter") for name, value in parameters.items()]
     found += [Member(name, value, "buffer") for name, value in buffers.items() if name not in transient]
     found += [Member(name, value, "module") for name, value in modules.items()]
@@ -49,15 +46,6 @@ def members(obj: Object) -> list[Member] | None:
     found += [Member(n, v, "") for n, v in buffers.items() if n in transient and v is not None]
     found += [Member(name, value, "") for name, value in state.items() if name not in _NOISE]
     return found
-
-
-def _entries(node: object) -> dict[str, Any] | None:
-    """A dict with names for keys; None for anything else."""
-    if type(node) is Object and is_mapping(node):
-        node = simplify(node)
-    if type(node) is not Dict:
-        return None
-    return {key: value for key, value in node.entries() if isinstance(key, str)}
 
 
 def _names(node: object) -> set[str]:

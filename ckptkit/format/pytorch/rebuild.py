@@ -34,8 +34,8 @@ from ckptkit.core.errors import CkptError
 from ckptkit.core.storage import MemoryStorage
 from ckptkit.core.tensor import Tensor
 from ckptkit.core.views import view
-from ckptkit.format.pytorch.arrays import Array, array, data_bytes
-from ckptkit.format.pytorch.nodes import Dict, Global, Object
+from ckptkit.format.pytorch.arrays import Array, array, payload
+from ckptkit.format.pytorch.nodes import Dict, Global, Object, raw_bytes
 from ckptkit.format.pytorch.refs import StorageRef, invalid, short, torch_dtype
 
 
@@ -58,6 +58,8 @@ class Absent:
 
 Rebuilt = Tensor | Parts | Absent | None
 
+_RANK = 100  # dimensions of a tensor; torch's own kernels stop at 64
+_ATTRIBUTES = 100  # of a tensor subclass or its metadata
 _WRAPPED = 20  # a parameter of a DTensor of a tensor with attributes is 4 deep
 
 
@@ -74,7 +76,7 @@ class Rebuilder:
         self.nested = nested
         self.handlers: dict[Global, Callable[[Rebuilder, Object], Rebuilt] | None] = {}
         self.memory = 0  # arrays held so far; their identities
-        self.kept: dict[int, tuple[Object, object]] = {}  # by the object's id: arrays, opened files
+        self.kept: dict[int, tuple[object, object]] = {}  # id of a node → the node and what was made of it
         self.depth = 0  # records within records, which are as deep as torch wraps and no deeper
 
     def handler(self, cls: object) -> "Callable[[Rebuilder, Object], Rebuilt] | None":
@@ -110,15 +112,26 @@ class Rebuilder:
                 return found
         raise invalid("a tensor has no storage")
 
+    def raw(self, node: object) -> bytes | None:
+        """The bytes that a node stands for. What shares them in the pickle shares them here."""
+        held = payload(node)
+        if held is None or type(held) is bytes:
+            return held
+        if id(held) not in self.kept:
+            self.kept[id(held)] = (held, raw_bytes(held))
+        return cast(bytes | None, self.kept[id(held)][1])
+
     def opened(self, obj: Object) -> object:
         """The value of a torch file within the pickle; opened once, so that what shares it is tied."""
         if id(obj) not in self.kept:
-            data = data_bytes(obj.args[0]) if len(obj.args) == 1 else None
+            data = self.raw(obj.args[0]) if len(obj.args) == 1 else None
             if data is None:
                 raise _arguments(obj)
             if self.nested is None:
                 raise invalid("a torch file lies within the pickle where none is expected")
-            self.kept[id(obj)] = (obj, self.nested(data))
+            if id(data) not in self.kept:
+                self.kept[id(data)] = (data, self.nested(data))
+            self.kept[id(obj)] = (obj, self.kept[id(data)][1])
         return self.kept[id(obj)][1]
 
     def storage(self, ref: StorageRef) -> Tensor:
@@ -162,7 +175,7 @@ class Rebuilder:
         if len(args) < 4:
             raise _arguments(obj)
         ref, start, shape, strides = args[:4]
-        if type(shape) is not tuple or type(strides) is not tuple:
+        if type(shape) is not tuple or type(strides) is not tuple or len(shape) > _RANK:
             shape, strides = _sizes(shape), _sizes(strides)
         if type(ref) is not StorageRef:
             ref = self.ref(ref)
@@ -339,7 +352,7 @@ class Rebuilder:
 
     def ndarray(self, obj: Object) -> Rebuilt:
         if id(obj) not in self.kept:
-            found = array(obj)
+            found = array(obj, self.raw)
             self.kept[id(obj)] = (obj, None if found is None else self.from_array(found))
         return cast(Tensor | None, self.kept[id(obj)][1])
 
@@ -433,7 +446,7 @@ def _sizes(value: object) -> tuple[int, ...]:
         value = value.args[0]
     if type(value) is not tuple and type(value) is not list:
         raise invalid("sizes or strides are not a tuple")
-    if len(value) > 1_000:
+    if len(value) > _RANK:
         raise invalid(f"a tensor has {len(value)} dimensions")
     for n in value:
         if type(n) is not int or n < 0:
@@ -469,7 +482,7 @@ def _attributes(state: object) -> dict[str, Any]:
     return {
         key: value
         for part in parts
-        if type(part) is Dict
+        if type(part) is Dict and len(part) <= 2 * _ATTRIBUTES
         for key, value in part.entries()
         if isinstance(key, str)
     }

@@ -19,11 +19,13 @@ from ckptkit.core.findings import Finding
 from ckptkit.core.graph import Leaf
 from ckptkit.core.tensor import Tensor
 from ckptkit.format.pytorch.globals import SCALARS, Opaque, Value, attributes, simplify
-from ckptkit.format.pytorch.modules import members
+from ckptkit.format.pytorch.modules import PARTS, members
 from ckptkit.format.pytorch.nodes import Dict, Global, Object, Set
 from ckptkit.format.pytorch.rebuild import Absent, Rebuilder, Rebuilt
 from ckptkit.format.pytorch.refs import StorageRef
 
+VERSIONS = "_metadata"  # attribute of a state dict: {prefix: {"version": n}}
+METADATA = "ckptkit_metadata"  # attribute of a state dict written by ckptkit: other metadata, str to str
 LONE = "tensor"  # name of a tensor that is the whole checkpoint
 
 _SHARED = 250_000  # things met again through shared containers, beyond four times those met first
@@ -65,7 +67,7 @@ class Tree:
     apart: list[tuple[str, Tensor]] = field(default_factory=list)
     leaves: list[Leaf] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
-    attributes: dict[str, Dict] = field(default_factory=dict)  # of state dicts, by path
+    attributes: dict[str, dict[str, Any]] = field(default_factory=dict)  # metadata of state dicts, by path
 
 
 @dataclass(slots=True, eq=False)
@@ -77,7 +79,6 @@ class _Frame:
     id: int
     branch: Branch | None
     apart: bool
-    again: bool
     kind: str  # of plain tensors directly in it
 
 
@@ -122,7 +123,7 @@ class _Walk:
         self.walked: set[int] = set()
         self.first = 0  # things met for the first time, and again
         self.again = 0
-        self.characters = 0
+        self.room = budgets.string_bytes  # characters that names may still have
         self.path = ""
         self.keep: list[object] = []  # nodes made on the way, whose ids must stay taken
 
@@ -152,10 +153,12 @@ class _Walk:
             plain = Rebuilder.tensor
             build = self.rebuilder.tensor
             names, tensors = tree.names, tree.tensors
-            met = direct = 0
+            direct = 0
             for key, child in frame.children:
-                met += 1
                 path = self.path = prefix + key
+                self.room -= len(path)
+                if self.room < 0:
+                    raise CkptError("over-budget", "the names of what the file holds are too long")
                 if type(child) is Object and not apart and handler_of(child.cls) is plain:
                     tensors.append(build(child, kind))
                     names.append(path)
@@ -166,7 +169,6 @@ class _Walk:
                 if len(stack) > depth:
                     break
                 direct += len(names) - before
-            self.count(frame, met)
             if branch is not None:
                 branch.direct += direct
             if len(stack) == depth:
@@ -175,16 +177,16 @@ class _Walk:
                 if branch is not None:
                     branch.stop = len(names)
 
-    def count(self, frame: _Frame, met: int) -> None:
-        self.characters += met * len(frame.prefix)
-        if frame.again:
-            self.again += met
-            if self.again > _SHARED + 4 * self.first:
-                raise CkptError("over-budget", "shared values unfold to far more than the file holds")
-        else:
-            self.first += met
-        if self.characters > self.budgets.string_bytes:
-            raise CkptError("over-budget", "the names of what the file holds are too long")
+    def charge(self, *nodes: object) -> None:
+        """Count what these hold, which is about to be looked at; what was met before counts as shared."""
+        for part in (part for node in nodes for part in _contents(node)):
+            if id(part) in self.walked:
+                self.again += len(part)
+            else:
+                self.walked.add(id(part))
+                self.first += len(part)
+        if self.again > _SHARED + 4 * self.first:
+            raise CkptError("over-budget", "shared values unfold to far more than the file holds")
 
     def place(self, path: str, node: Any, branch: Branch | None, apart: bool) -> None:
         """Put down a leaf or tensor, or start on a container."""
@@ -193,14 +195,30 @@ class _Walk:
             self.tree.leaves.append(Leaf(path, kind.__name__, node))
         elif kind is Object:
             self.call(path, node, branch, apart)
-        elif kind is Dict:
-            self.mapping(path, node, id(node), branch, apart)
-        elif kind is list or kind is tuple or kind is Set:
-            self.sequence(path, node, branch, apart)
+        elif kind in _CONTAINERS:
+            self.charge(node)
+            self.container(path, node, id(node), branch, apart)
         elif kind is StorageRef:
             self.put(path, self.rebuilder.storage(node), apart)
         else:
             self.leaf(path, node)
+
+    def container(self, path: str, node: Any, identity: int, branch: Branch | None, apart: bool) -> None:
+        """Start on a dict, list, tuple or set, unless it is nothing but plain values."""
+        kind = type(node)
+        if kind is not Dict:
+            if set(map(type, node)) <= SCALARS:
+                self.tree.leaves.append(Leaf(path, _CONTAINERS[kind], list(node)))
+            else:
+                children = ((str(i), item) for i, item in enumerate(node))
+                self.start(children, path, identity, branch, apart, "sequence")
+            return
+        keys, values = node[::2], node[1::2]
+        plain = set(map(type, values)) | set(map(type, keys)) <= SCALARS
+        if not keys or (plain and len(keys) >= _MANY):
+            self.tree.leaves.append(Leaf(path, "dict", dict(zip(map(str, keys), values, strict=True))))
+        else:
+            self.start(_named(keys, values), path, identity, branch, apart, "mapping", keys)
 
     def leaf(self, path: str, node: object) -> None:
         if isinstance(node, str):
@@ -218,72 +236,63 @@ class _Walk:
             leaf = Leaf(path, type(node).__name__)
         self.tree.leaves.append(leaf)
 
-    def mapping(
-        self, path: str, node: Dict, identity: int, branch: Branch | None, apart: bool, kind: Kind = "mapping"
-    ) -> None:
-        keys, values = node[::2], node[1::2]
-        if len(keys) >= _MANY and set(map(type, values)) <= SCALARS and set(map(type, keys)) <= SCALARS:
-            self.tree.leaves.append(Leaf(path, "dict", dict(zip(map(str, keys), values, strict=True))))
-        elif not keys:
-            self.tree.leaves.append(Leaf(path, "dict", {}))
-        else:
-            self.start(_named(keys, values), path, identity, branch, apart, kind, keys)
-
-    def sequence(self, path: str, node: Any, branch: Branch | None, apart: bool) -> None:
-        if set(map(type, node)) <= SCALARS:
-            name = "list" if type(node) is list else "tuple" if type(node) is tuple else "set"
-            self.tree.leaves.append(Leaf(path, name, list(node)))
-        else:
-            children = ((str(i), item) for i, item in enumerate(node))
-            self.start(children, path, id(node), branch, apart, "sequence")
-
     def call(self, path: str, obj: Object, branch: Branch | None, apart: bool) -> None:
+        """A tensor, plain data in disguise, a module, or an instance of an unknown class."""
         for _ in range(_WRAPPED):
             found = self.rebuilder.rebuild(obj)
             if found is not None:
                 self.rebuilt(path, found, apart)
                 return
+            self.charge(obj, *obj.args)
             node = simplify(obj)
             if node is obj:
                 self.instance(path, obj, branch, apart)
                 return
-            self.keep.append(node)
-            if type(node) is Dict:
+            if type(node) in _CONTAINERS:
+                self.keep.append(node)
                 if obj.state is not None:
-                    self.tree.attributes[path] = attributes(obj)
-                self.mapping(path, node, id(obj), branch, apart)
+                    self.attributes(path, obj)
+                self.container(path, node, id(obj), branch, apart)
                 return
             if type(node) is not Object:
-                self.place(path, node, branch, apart)
+                self.leaf(path, node)
                 return
+            self.keep.append(node)
             obj = node
         raise CkptError("over-budget", f"a value is wrapped more than {_WRAPPED} times")
+
+    def attributes(self, path: str, obj: Object) -> None:
+        """Attributes of a dict: the metadata of a state dict, or others, which are no part of it."""
+        rest = []
+        for key, value in attributes(obj).entries():
+            if key in (VERSIONS, METADATA):
+                self.charge(value)
+                self.tree.attributes.setdefault(path, {})[key] = value
+            elif isinstance(key, str):
+                rest.append((key, value))
+        if rest:
+            self.start(rest, path, -id(obj), None, apart=True)
 
     def instance(self, path: str, obj: Object, branch: Branch | None, apart: bool) -> None:
         """A module, or an object of an unknown class."""
         if self.on_path & {id(obj), -id(obj)}:
             self.tree.leaves.append(Leaf(path, "cycle"))
             return
-        inner = _TRANSPARENT.get(obj.name)
-        found = None if inner is None else next((v for k, v in attributes(obj).entries() if k == inner), None)
-        value = found if type(found) in SCALARS else None
-        self.tree.leaves.append(Leaf(path, obj.type, value, opaque=True))
-        if type(found) is Dict:
-            self.mapping(path, found, id(obj), branch, apart)
-            return
-        if type(found) is list:
-            self.sequence(path, found, branch, apart)
-            return
-        if value is not None:
-            return
-        inside = members(obj)
-        if inside is None:
-            self.start(_parts(obj), path, id(obj), branch, apart, "object")
-            return
-        rest = [(member.name, member.value) for member in inside if not member.kind]
-        state = [(member.name, member.value) for member in inside if member.kind]
-        self.start(rest, path, -id(obj), None, apart=True)
-        self.start(state, path, id(obj), branch, apart, "module")
+        state = {key: value for key, value in attributes(obj).entries() if isinstance(key, str)}
+        inner = state.get(_TRANSPARENT.get(obj.name, ""))
+        plain = type(inner) in SCALARS
+        self.tree.leaves.append(Leaf(path, obj.type, inner if plain else None, opaque=True))
+        if type(inner) in _CONTAINERS:
+            self.charge(inner)
+            self.container(path, inner, id(obj), branch, apart)
+        elif inner is None or not plain:
+            self.charge(*(state.get(part) for part in PARTS))
+            found = members(state)
+            if found is None:
+                self.start(_parts(obj), path, id(obj), branch, apart, "object")
+                return
+            self.start([(m.name, m.value) for m in found if not m.kind], path, -id(obj), None, apart=True)
+            self.start([(m.name, m.value) for m in found if m.kind], path, id(obj), branch, apart, "module")
 
     def start(
         self,
@@ -301,15 +310,13 @@ class _Walk:
             return
         if len(self.stack) >= self.budgets.nesting:
             raise CkptError("over-budget", f"values are nested more than {self.budgets.nesting} deep")
-        again = identity in self.walked or bool(self.stack and self.stack[-1].again)
-        self.walked.add(identity)
         self.on_path.add(identity)
         made = None
         if not apart and (root or len(self.stack) < _BRANCHES):
             made = self.branch(path, branch, kind, keys)
         prefix = f"{path}." if path else ""
         tensors = "buffer" if kind == "module" else ""  # parameters say themselves that they are
-        self.stack.append(_Frame(iter(children), prefix, identity, made, apart, again, tensors))
+        self.stack.append(_Frame(iter(children), prefix, identity, made, apart, tensors))
 
     def branch(self, path: str, parent: Branch | None, kind: Kind, keys: Iterable[object]) -> Branch:
         if not path:
@@ -348,6 +355,8 @@ class _Walk:
             self.tree.tensors.append(tensor)
 
 
+_CONTAINERS: dict[type, str] = {Dict: "dict", list: "list", tuple: "tuple", Set: "set"}
+
 # Wrappers whose one attribute takes their place.
 _TRANSPARENT = {
     ("omegaconf.dictconfig", "DictConfig"): "_content",
@@ -375,6 +384,15 @@ def _key(key: object, position: int) -> str:
     if type(key) is tuple and len(key) <= 16 and set(map(type, key)) <= SCALARS:
         return str(key)
     return f"#{position}"
+
+
+def _contents(node: object) -> list[Any]:
+    """What a node holds directly, as the lists that hold it."""
+    if type(node) is Object:
+        state = node.state if type(node.state) is tuple else (node.state,)
+        parts = (node.args, node.items, node.pairs, *state[:2])
+        return [part for part in parts if type(part) in _CONTAINERS]
+    return [node] if type(node) in _CONTAINERS else []
 
 
 def _parts(obj: Object) -> Iterator[tuple[str, Any]]:

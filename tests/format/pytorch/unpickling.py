@@ -103,11 +103,15 @@ def same_all(ours: Assembly, theirs: dict[str, Any]) -> None:
 
 def plain(node: object) -> object:
     """A value of the machine as Python's own (for shallow values only: this recurses)."""
+    from ckptkit.format.pytorch.arrays import payload
     from ckptkit.format.pytorch.globals import Value, simplify
+    from ckptkit.format.pytorch.nodes import raw_bytes
 
     if type(node) is Object:
         if node.name in {("builtins", "complex"), ("__builtin__", "complex")}:
             return complex(*node.args)
+        if payload(node) is not None:
+            return raw_bytes(payload(node))
         node = simplify(node)
     if isinstance(node, Value):
         return node.value
