@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 HEADING = 8  # lines below a prefix that make it a heading of its own
 FEW = 8  # facts of one kind shown before "and N more"
 COLUMN = 100  # longest labels that the columns of a pipe make room for
+OVERHEAD = 1_000  # bytes that a container may take for each tensor
 SLACK = 1.05  # stored and logical bytes closer than this are the same
 LIMIT = 20  # findings and ties shown one by one
 
@@ -272,7 +273,8 @@ def _stored(graph: TensorGraph, summary: Summary) -> list[str]:
     if summary.stored and summary.nbytes > summary.stored * SLACK:
         return [f"{size(summary.stored)} for {size(summary.nbytes)} of tensors", "expanded or compressed"]
     spare = summary.files - summary.stored
-    if not graph.origin.sections and spare > 1_000_000 and spare > summary.files // 10:
+    headers = OVERHEAD * summary.tensors
+    if not graph.origin.sections and spare > 1_000_000 + headers and spare > summary.files // 10:
         return [f"{size(summary.files)} for {size(summary.nbytes)} of tensors", f"{size(spare)} are no tensor's"]
     return []
 
