@@ -1,0 +1,164 @@
+"""The content finder: explains each tensor of one checkpoint by tensors of another.
+
+`find` looks at values only to the bit: fingerprints propose (`prints`), the bytes prove (`layout.equal`), names merely
+choose among tensors that hold the same values (`settle`). The one exception is a folded batch normalization, which is
+arithmetic: there the formula that comes nearest is named with its distance (`folded`).
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from ckptkit.core.tensor import Tensor
+from ckptkit.match.finder.expressions import (
+    Cast,
+    Concat,
+    Expression,
+    Folded,
+    Normalization,
+    Permute,
+    Reshape,
+    Slice,
+    Source,
+    Stack,
+    Take,
+    describe,
+    evaluate,
+)
+from ckptkit.match.finder.folded import folds
+from ckptkit.match.finder.layout import cast_to, castable, equal
+from ckptkit.match.finder.pieces import joined, sliced
+from ckptkit.match.finder.result import Correspondence, How, Match, Proposal
+from ckptkit.match.finder.settle import settle
+from ckptkit.match.finder.whole import converted, exact, rearranged
+from ckptkit.match.finder.workers import WORKERS, Prints, Workers
+
+__all__ = [
+    "Cast",
+    "Concat",
+    "Correspondence",
+    "Expression",
+    "Folded",
+    "How",
+    "Match",
+    "Normalization",
+    "Permute",
+    "Reshape",
+    "Slice",
+    "Source",
+    "Stack",
+    "Take",
+    "describe",
+    "equal",
+    "evaluate",
+    "find",
+]
+
+SMALL = 64  # elements: an integer tensor up to this size is a shape or an axis, not a weight
+
+Tensors = Mapping[str, Tensor]
+
+
+def find(a: Tensors, b: Tensors, *, same: Collection[str] | None = None) -> Correspondence:
+    """Explain the tensors of `b` by those of `a`, and what is left of `a` by those of `b`.
+
+    `same` names the tensors known to be equal under one name, with dtype and shape; None has them compared first.
+    A name that both have with different values is looked for only among what is not equal by name, so that two
+    tensors that changed places are found; a name that only one side has is looked for everywhere.
+
+    Reads each tensor that is searched for once, and again to prove what was found; memory stays within a few blocks,
+    plus one tensor that is not stored plainly and has to be rearranged. Raises what reading raises.
+    """
+    with ThreadPoolExecutor(WORKERS) as pool:
+        return _Search(a, b, Workers(pool)).run(same)
+
+
+class _Search:
+    def __init__(self, a: Tensors, b: Tensors, workers: Workers) -> None:
+        self.a, self.b = a, b
+        self.workers = workers
+        self.prints = Prints(workers)
+
+    def run(self, same: Collection[str] | None) -> Correspondence:
+        common = [name for name in self.b if name in self.a]
+        if same is None:
+            found = self.workers.map(self._same, common)
+            fixed = [match for match in found if match is not None]
+        else:
+            fixed = [Match(name, Source(name), "same") for name in common if name in same]
+        done = {match.target for match in fixed}
+        left_a = {name: tensor for name, tensor in self.a.items() if name not in done}
+        left_b = {name: tensor for name, tensor in self.b.items() if name not in done}
+        pairs = {match.target: match for match in fixed}
+        backward: dict[str, Match] = {}
+        if left_a or left_b:
+            forward = settle(self._explain(left_b, left_a, self.a, self.b), fixed)
+            pairs.update((match.target, match) for match in forward)
+            rest_b = {name: tensor for name, tensor in left_b.items() if name not in pairs}
+            pairs.update((match.target, match) for match in folds(rest_b, self.a))
+            used = {name for match in pairs.values() for name in match.sources}
+            rest = {name: tensor for name, tensor in left_a.items() if name not in used}
+            free = {name: tensor for name, tensor in left_b.items() if name not in pairs}
+            back = settle(self._explain(rest, free, self.b, self.a), [])
+            backward = {match.target: match for match in back}
+        used_a = {name for match in pairs.values() for name in match.sources} | backward.keys()
+        used_b = {name for match in backward.values() for name in match.sources} | pairs.keys()
+        unmatched_a = [name for name in self.a if name not in used_a]
+        unmatched_b = [name for name in self.b if name not in used_b]
+        constants_a = [name for name in unmatched_a if _is_constant(self.a[name])]
+        constants_b = [name for name in unmatched_b if _is_constant(self.b[name])]
+        return Correspondence(
+            tuple(pairs[name] for name in self.b if name in pairs),
+            tuple(backward[name] for name in self.a if name in backward),
+            tuple(constants_a),
+            tuple(constants_b),
+            tuple(name for name in unmatched_a if name not in set(constants_a)),
+            tuple(name for name in unmatched_b if name not in set(constants_b)),
+        )
+
+    def _same(self, name: str) -> Match | None:
+        """Whether the name has the same values on both sides, widened or rounded if the dtypes differ."""
+        x, y = self.a[name], self.b[name]
+        if x.shape != y.shape:
+            return None
+        if x.dtype is y.dtype:
+            return Match(name, Source(name), "same") if equal(x, y) else None
+        if castable(x.dtype, y.dtype) and x.dtype.kind == "float" and equal(cast_to(x, y.dtype), y):
+            return Match(name, Cast(Source(name), y.dtype.name), "cast")
+        return None
+
+    def _explain(
+        self, targets: Tensors, near: Tensors, sources: Tensors, others: Tensors
+    ) -> Iterator[Proposal]:
+        """Proposals for the targets from `near`; for names that the other side lacks, from all `sources`."""
+        prints = self.prints
+        prints.take((*targets.values(), *near.values()))
+        left = dict(targets)
+        new = {name: t for name, t in targets.items() if name not in sources}
+        wanted = {(t.dtype.name, t.size) for t in new.values()}
+        far = {
+            name: t
+            for name, t in sources.items()
+            if name not in near and name in others and (t.dtype.name, t.size) in wanted
+        }
+        stages: tuple[Callable[[Tensors, Tensors, Prints], Iterable[Proposal]], ...]
+        stages = (exact, rearranged)
+        for stage in stages:
+            for proposal in list(stage(left, near, prints)):
+                del left[proposal.match.target]
+                yield proposal
+        if far and any(name in left for name in new):
+            prints.take(far.values())
+            for stage in stages:
+                for proposal in list(stage({n: t for n, t in left.items() if n in new}, far, prints)):
+                    del left[proposal.match.target]
+                    yield proposal
+        for stage in (converted, sliced, joined):
+            for proposal in list(stage(left, near, prints)):
+                if proposal.match.target in left:
+                    del left[proposal.match.target]
+                    yield proposal
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    whole = tensor.dtype.kind in ("int", "uint", "bool")
+    return tensor.size <= (SMALL if whole else 1) and (whole or tensor.kind == "constant")

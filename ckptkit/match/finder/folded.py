@@ -1,0 +1,313 @@
+"""Batch normalization folded into the convolution or linear layer before it: which, and by which arithmetic.
+
+    weight' = weight · γ / √(σ² + ε)        bias' = (bias − μ) · γ / √(σ² + ε) + β
+
+per output channel. Exporters and optimizers do the same thing in another order and precision, so the results differ
+in the last bits. A weight is recognised by its channels, which folding only scales; the scales tell which normalization
+it was, and the folded shift which bias. Then every formula and ε below is computed, and the one that comes nearest is
+named, with the distance in units of the last place (ulp). This is arithmetic, not proof: only a distance of 0 says
+that the formula gives the very bytes.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ckptkit.core.names import segments
+from ckptkit.core.tensor import Tensor
+from ckptkit.match.finder.expressions import Expression, Folded, Normalization, Permute, Source
+from ckptkit.match.finder.result import Match
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
+EPSILONS = (1e-5, 1e-3, 1e-4, 1e-6, 1e-8, 1e-12, 0.0, 1e-2)
+CLOSE = 1e-3  # relative distance within which scales and biases are the same but for rounding
+CLOSE_HALF = 2e-2  # the same for float16 and bfloat16
+SAMPLED = 64  # channels of a weight looked at to find candidates,
+SAMPLE = 64  # elements of each
+PAIRS = 1_000_000  # most pairs of weights looked at
+LARGEST = 1 << 28  # bytes: larger weights are not searched for
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+# The last parts of the names of a normalization's scale, shift, mean and variance, by framework.
+ROLES = (
+    ("weight", "bias", "running_mean", "running_var"),
+    ("gamma", "beta", "moving_mean", "moving_variance"),
+    ("scale", "bias", "mean", "var"),
+)
+
+# (layer's weight or bias, γ, β, μ, √(σ²+ε)) → folded weight or bias, by the order of the arithmetic.
+Formula = Callable[["Array", "Array", "Array", "Array", "Array"], "Array"]
+WEIGHT: dict[str, Formula] = {
+    "W·(γ/√(σ²+ε))": lambda w, g, b, m, r: w * (g / r),
+    "W·(γ·(1/√(σ²+ε)))": lambda w, g, b, m, r: w * (g * (1 / r)),
+    "(W·γ)/√(σ²+ε)": lambda w, g, b, m, r: w * g / r,
+    "(W/√(σ²+ε))·γ": lambda w, g, b, m, r: w / r * g,
+}
+BIAS: dict[str, Formula] = {
+    "(b−μ)·(γ/√(σ²+ε))+β": lambda w, g, b, m, r: (w - m) * (g / r) + b,
+    "(b−μ)·(γ·(1/√(σ²+ε)))+β": lambda w, g, b, m, r: (w - m) * (g * (1 / r)) + b,
+    "((b−μ)·(1/√(σ²+ε)))·γ+β": lambda w, g, b, m, r: (w - m) * (1 / r) * g + b,
+    "((b−μ)/√(σ²+ε))·γ+β": lambda w, g, b, m, r: (w - m) / r * g + b,
+    "((b−μ)·γ)/√(σ²+ε)+β": lambda w, g, b, m, r: (w - m) * g / r + b,
+    "b·(γ/√(σ²+ε))+(β−μ·(γ/√(σ²+ε)))": lambda w, g, b, m, r: w * (g / r) + (b - m * (g / r)),
+    "β−μ·γ/√(σ²+ε)+b": lambda w, g, b, m, r: (b - m * g / r) + w,
+}
+PRECISIONS = ("float32", "float64")
+FORMULAS = {
+    f"{precision} {words}": (precision, formula)
+    for table in (WEIGHT, BIAS)
+    for words, formula in table.items()
+    for precision in PRECISIONS
+}
+
+
+class Norm(NamedTuple):
+    """A normalization's vectors; scale and shift are 1 and 0 where it has none."""
+
+    names: Normalization
+    scale: "Array"
+    shift: "Array"
+    mean: "Array"
+    variance: "Array"
+
+    @classmethod
+    def read(cls, names: Normalization, tensors: Mapping[str, Tensor]) -> "Norm":
+        """Raises what reading raises."""
+        import numpy as np
+
+        mean, variance = tensors[names.mean].numpy(), tensors[names.variance].numpy()
+        scale = tensors[names.scale].numpy() if names.scale else np.ones_like(mean)
+        shift = tensors[names.shift].numpy() if names.shift else np.zeros_like(mean)
+        return cls(names, scale, shift, mean, variance)
+
+
+def compute(fold: Folded, layer: "Array | None", tensors: Mapping[str, Tensor]) -> "Array":
+    """The folded weight or bias, in the dtype of the layer or, if it has no bias, of the normalization's mean."""
+    norm = Norm.read(fold.norm, tensors)
+    values = _apply(fold.formula, fold.dim, layer, norm, fold.eps)
+    return values.astype(norm.mean.dtype if layer is None else layer.dtype)
+
+
+def _apply(formula: str, dim: int, layer: "Array | None", norm: Norm, eps: float) -> "Array":
+    import numpy as np
+
+    precision, function = FORMULAS[formula]
+    kind = np.dtype(precision)
+    values = np.zeros_like(norm.mean) if layer is None else layer
+    shape = [1] * values.ndim
+    shape[dim] = -1
+    vectors = [v.astype(kind).reshape(shape) for v in (norm.scale, norm.shift, norm.mean, norm.variance)]
+    with np.errstate(all="ignore"):
+        root = np.sqrt(vectors[3] + kind.type(eps))
+        gamma, beta, centre, _ = vectors
+        return function(values.astype(kind), gamma, beta, centre, root)
+
+
+def normalizations(tensors: Mapping[str, Tensor]) -> Iterator[Normalization]:
+    """The batch normalizations among the tensors, told by the last parts of their names."""
+    for name, mean in tensors.items():
+        last = segments(name)[-1].lstrip("./") if name else ""
+        for scale, shift, middle, variance in ROLES:
+            stem = name[: len(name) - len(last)]
+            found = tensors.get(stem + variance)
+            if last == middle and len(mean.shape) == 1 and found is not None and found.shape == mean.shape:
+                near = (stem + word for word in (scale, shift))
+                gamma, beta = (n if n in tensors and tensors[n].shape == mean.shape else "" for n in near)
+                yield Normalization(gamma, beta, name, stem + variance)
+                break
+
+
+def folds(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> Iterator[Match]:
+    """Targets that are a source's weight or bias with a normalization among the sources folded in."""
+    norms: defaultdict[int, list[Norm]] = defaultdict(list)
+    for names in normalizations(sources):
+        if sources[names.mean].dtype.name in FLOATS:
+            norms[sources[names.mean].size].append(Norm.read(names, sources))
+    weights = {n: t for n, t in targets.items() if _is_weight(t)}
+    biases = {n: t for n, t in targets.items() if t.dtype.name in FLOATS and len(t.shape) == 1}
+    done: set[str] = set()
+    for layer in _layers(weights, sources, norms.keys()):
+        free = [norm for norm in norms[layer.channels] if norm.names.mean not in done]
+        if layer.target in done or layer.source in done or not free:
+            continue
+        found = _weight(layer, weights[layer.target], sources[layer.source], free)
+        if found is not None:
+            match, norm, eps = found
+            done.update((layer.target, layer.source, norm.names.mean))
+            yield match
+            near = {n: t for n, t in biases.items() if n not in done and t.size == layer.channels}
+            bias = _bias(layer.source, norm, eps, near, sources)
+            if bias is not None:
+                done.add(bias.target)
+                yield bias
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    return tensor.dtype.name in FLOATS and len(tensor.shape) > 1 and 0 < tensor.nbytes <= LARGEST
+
+
+class _Layer(NamedTuple):
+    """A weight that may be another one with its channels scaled."""
+
+    target: str
+    source: str
+    dims: tuple[int, ...]  # order of the source's axes that gives the target's
+    dim: int  # the channels' axis in the source
+    channels: int
+
+
+def _layers(
+    targets: Mapping[str, Tensor], sources: Mapping[str, Tensor], channels: Collection[int]
+) -> Iterator[_Layer]:
+    """Pairs of weights whose channels point in the same directions, whatever their lengths."""
+    alike: dict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
+    for name, tensor in sources.items():
+        if _is_weight(tensor):
+            alike[tensor.dtype.name, tensor.shape].append(name)
+    known: dict[tuple[str, int], Array] = {}
+    looked = 0
+    for name, tensor in targets.items():
+        found: list[tuple[int, bool, _Layer]] = []
+        straight = tuple(range(len(tensor.shape)))
+        for dims in (straight, (1, 0)) if len(straight) == 2 else (straight,):
+            shape = tuple(tensor.shape[d] for d in dims)
+            for dim in (d for d in (0, 1) if shape[d] in channels):
+                mine = _directions(tensor, dims, dim)
+                for source in alike.get((tensor.dtype.name, shape), ()):
+                    looked += 1
+                    if looked > PAIRS:
+                        return
+                    if (source, dim) not in known:
+                        known[source, dim] = _directions(sources[source], straight, dim)
+                    if _parallel(mine, known[source, dim]):
+                        single = prod(shape) == shape[dim]  # channels of one number: any two are parallel
+                        found.append((single, source != name, _Layer(name, source, dims, dim, shape[dim])))
+        yield from (layer for *_, layer in sorted(found, key=lambda item: item[:2]))
+
+
+def _directions(tensor: Tensor, dims: tuple[int, ...], dim: int) -> "Array":
+    """The beginnings of the first channels, scaled to length 1; zeros stay zeros."""
+    import numpy as np
+
+    channels = np.moveaxis(tensor.numpy().transpose(dims), dim, 0)[:SAMPLED]
+    # Cut axis by axis before flattening, which copies.
+    for axis in range(1, channels.ndim):
+        channels = np.moveaxis(np.moveaxis(channels, axis, 0)[:SAMPLE], 0, axis)
+    sample = channels.reshape(len(channels), -1)[:, :SAMPLE].astype(np.float64)
+    length = np.sqrt((sample * sample).sum(1, keepdims=True))
+    directions: Array = np.divide(sample, length, out=np.zeros_like(sample), where=length > 0)
+    return directions
+
+
+def _parallel(one: "Array", other: "Array") -> bool:
+    import numpy as np
+
+    likeness = np.abs((one * other).sum(1))
+    told = one.any(1) & other.any(1)  # a channel scaled by zero has no direction
+    return bool(told.any() and (likeness[told] > 1 - 1e-4).all())
+
+
+def _weight(
+    layer: _Layer, target: Tensor, source: Tensor, norms: list[Norm]
+) -> tuple[Match, Norm, float] | None:
+    """The normalization, ε and formula that take the source's weight nearest to the target."""
+    import numpy as np
+
+    wanted = target.numpy().transpose(layer.dims)
+    origin = source.numpy()
+    channels = [
+        np.moveaxis(v, layer.dim, 0).reshape(layer.channels, -1).astype(np.float64) for v in (origin, wanted)
+    ]
+    square = (channels[0] * channels[0]).sum(1)
+    told = square > 0
+    scale = (channels[0] * channels[1]).sum(1)[told] / square[told]
+    del channels
+    close = CLOSE if source.dtype.bits > 16 else CLOSE_HALF
+    guesses: list[tuple[float, int, float]] = []
+    for k, norm in enumerate(norms):
+        for eps in EPSILONS:
+            with np.errstate(all="ignore"):
+                gamma, variance = norm.scale.astype(np.float64), norm.variance.astype(np.float64)
+                expected = (gamma / np.sqrt(variance + eps))[told]
+                error = np.abs(expected - scale).max(initial=0) / max(np.abs(expected).max(initial=0), 1e-300)
+            if error < close:
+                guesses.append((float(error), k, eps))
+    best: tuple[int, float, str, int] | None = None
+    for _, k, eps in sorted(guesses)[:3]:
+        for words in WEIGHT:
+            for precision in PRECISIONS:
+                formula = f"{precision} {words}"
+                values = _apply(formula, layer.dim, origin, norms[k], eps).astype(origin.dtype)
+                distance = _ulp(values, wanted)
+                if best is None or distance < best[0]:
+                    best = (distance, eps, formula, k)
+    if best is None:
+        return None
+    distance, eps, formula, k = best
+    of: Expression = Folded(Source(layer.source), layer.dim, norms[k].names, eps, formula)
+    if layer.dims != tuple(sorted(layer.dims)):
+        of = Permute(of, layer.dims)  # only (1, 0), which is its own inverse
+    return Match(layer.target, of, "folded", ulp=distance, why=_why(distance)), norms[k], eps
+
+
+def _bias(
+    weight: str, norm: Norm, eps: float, targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]
+) -> Match | None:
+    """The bias that belongs to a folded weight: among the targets, the one nearest to what it must be."""
+    import numpy as np
+
+    stem, _, last = weight.rpartition(segments(weight)[-1].lstrip("./"))
+    own = stem + "bias" + last
+    beside = sources[own] if own in sources and sources[own].shape == norm.mean.shape else None
+    layer = None if beside is None else beside.numpy()
+    expected = _apply(f"float64 {next(iter(BIAS))}", 0, layer, norm, eps)
+    reach = max(float(np.abs(expected).max(initial=0)), 1e-30)
+    close = CLOSE if norm.mean.dtype.itemsize > 2 else CLOSE_HALF
+    errors = []
+    for name, tensor in targets.items():
+        with np.errstate(all="ignore"):
+            error = float(np.abs(tensor.numpy().astype(np.float64) - expected).max(initial=0)) / reach
+        if error < close:
+            errors.append((error, name != own, name))
+    if not errors:
+        return None
+    name = min(errors)[2]
+    wanted = targets[name].numpy()
+    best: tuple[int, str] | None = None
+    for words in BIAS:
+        for precision in PRECISIONS:
+            values = _apply(f"{precision} {words}", 0, layer, norm, eps).astype(wanted.dtype)
+            distance = _ulp(values, wanted)
+            if best is None or distance < best[0]:
+                best = (distance, f"{precision} {words}")
+    assert best is not None
+    fold = Folded(None if layer is None else Source(own), 0, norm.names, eps, best[1])
+    return Match(name, fold, "folded", ulp=best[0], why=_why(best[0]))
+
+
+def _why(distance: int) -> str:
+    return f"computed, within {distance} ulp" if distance else ""
+
+
+def _ulp(one: "Array", other: "Array") -> int:
+    """Greatest distance in units of the last place; both zeros are one number, NaN is far from everything else."""
+    import numpy as np
+
+    bits = one.dtype.itemsize * 8
+    low = -(1 << (bits - 1))
+
+    def ordered(values: "Array") -> "Array":
+        numbers: Array = np.ascontiguousarray(values).view(f"i{bits // 8}").astype(np.int64)
+        return np.where(numbers < 0, low - numbers, numbers)
+
+    x, y = ordered(one), ordered(other)
+    with np.errstate(over="ignore"):
+        distance = np.abs(x - y)
+    if bits == 64:  # the difference of numbers of opposite sign may wrap
+        distance = np.where(distance < 0, np.iinfo(np.int64).max, distance)
+    return int(distance.max(initial=0))
