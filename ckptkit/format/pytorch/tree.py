@@ -28,7 +28,7 @@ VERSIONS = "_metadata"  # attribute of a state dict: {prefix: {"version": n}}
 METADATA = "ckptkit_metadata"  # attribute of a state dict written by ckptkit: other metadata, str to str
 LONE = "tensor"  # name of a tensor that is the whole checkpoint
 
-_SHARED = 250_000  # things met again through shared containers, beyond four times those met first
+_SHARED = 100_000  # things met again through shared containers, beyond four times those met first
 _MANY = 1_000  # a dict of so many plain values is one leaf
 _WRAPPED = 20  # simplifications of one value, each of which unwraps it
 _BRANCHES = 4  # levels of containers that are remembered as branches

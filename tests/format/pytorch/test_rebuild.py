@@ -43,7 +43,12 @@ def _bits(dtype: str, *shape: int) -> Any:
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 @pytest.mark.parametrize("dtype", _DTYPES)
 def test_dtypes(tmp_path: Path, dtype: str, protocol: int) -> None:
-    value = {"plain": _bits(dtype, 3, 4), "scalar": _bits(dtype), "empty": _bits(dtype, 0, 3), "row": _bits(dtype, 7)}
+    value = {
+        "plain": _bits(dtype, 3, 4),
+        "scalar": _bits(dtype),
+        "empty": _bits(dtype, 0, 3),
+        "row": _bits(dtype, 7),
+    }
     found = saved(tmp_path, value, pickle_protocol=protocol)
     for name, tensor in found.tensors.items():
         same(tensor, value[name])
@@ -82,7 +87,13 @@ def test_lazy_bits(tmp_path: Path) -> None:
 
 def test_ties_and_parameters(tmp_path: Path) -> None:
     weight = torch.nn.Parameter(torch.randn(3, 2))
-    value = {"a": weight, "b": weight, "c": weight.data, "d": weight.data.T, "e": torch.nn.Parameter(weight.data)}
+    value = {
+        "a": weight,
+        "b": weight,
+        "c": weight.data,
+        "d": weight.data.T,
+        "e": torch.nn.Parameter(weight.data),
+    }
     found = saved(tmp_path, value).tensors
     for name, tensor in value.items():
         same(found[name], tensor)
@@ -281,7 +292,9 @@ def test_ml_dtypes_arrays(name: str) -> None:
 
 def test_arrays_met_twice_are_tied() -> None:
     value = np.arange(3.0)
-    found = assemble(machine.load(pickle.dumps({"a": value, "b": value, "c": value.copy()})).value, ReadOptions())
+    found = assemble(
+        machine.load(pickle.dumps({"a": value, "b": value, "c": value.copy()})).value, ReadOptions()
+    )
     a, b, c = found.tensors.values()
     assert a.storage == b.storage != c.storage
 
@@ -293,7 +306,14 @@ def _tensor(ref: object = None, *, function: str = "_rebuild_tensor_v2", **chang
     """The record of a 2×3 float32 tensor, with changes."""
     if ref is None:
         ref = StorageRef(MemoryStorage(bytes(24), "s"), machine_dtype("float32"), 24)
-    args = {"ref": ref, "start": 0, "shape": (2, 3), "strides": (3, 1), "grad": False, "hooks": None} | changes
+    args = {
+        "ref": ref,
+        "start": 0,
+        "shape": (2, 3),
+        "strides": (3, 1),
+        "grad": False,
+        "hooks": None,
+    } | changes
     return machine.Object(machine.Global("torch._utils", function), tuple(args.values()))
 
 
