@@ -1,18 +1,18 @@
 """What the reader remembers so that the writer can write the model again: where each tensor message stands."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ckptkit.core.files import File
 from ckptkit.core.tensor import Tensor
 from ckptkit.format.onnx.wire import Span
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Frame:
-    """A message within the model and the one around it (None: the model itself). Compared by identity."""
+    """A message within the model and the one around it (None: the model itself). Its place alone identifies it."""
 
     span: Span
-    parent: "Frame | None"
+    parent: "Frame | None" = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,9 @@ def test_the_weights_go_to_formats_without_a_graph(tmp_path: Path, suffix: str) 
     target = tmp_path / f"weights{suffix}"
     ck.convert(GOOD / "external.onnx", target)
     before, after = ck.read(GOOD / "external.onnx"), ck.read(target)
-    assert {name: t.tobytes() for name, t in before.items()} == {name: t.tobytes() for name, t in after.items()}
+    assert {name: t.tobytes() for name, t in before.items()} == {
+        name: t.tobytes() for name, t in after.items()
+    }
 
 
 def test_weights_alone_make_no_model(tmp_path: Path) -> None:

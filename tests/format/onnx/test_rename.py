@@ -127,6 +127,15 @@ def test_names_can_be_exchanged_and_changed_twice(branches: Path, tmp_path: Path
     assert run(target, flag=np.array(False))[0].tolist() == run(branches, flag=np.array(False))[0].tolist()
 
 
+@pytest.mark.parametrize("external", ["inline", "external"])
+def test_weights_are_renamed_and_moved_in_one_go(tmp_path: Path, external: Any) -> None:
+    path = GOOD / "external.onnx"
+    graph = graph_of(path).rename({"a": "model.a" * 50, "w": "model.w"})
+    target = write(layout(graph, "model.onnx", WriteOptions(external=external)), tmp_path)
+    before, after = contents(path), contents(target)
+    assert after == {"model.a" * 50: before["a"], "b": before["b"], "model.w": before["w"]}
+
+
 def test_renaming_there_and_back_touches_nothing(branches: Path, tmp_path: Path) -> None:
     graph = graph_of(branches).rename({"w": "other"}).rename({"other": "w"})
     assert (
