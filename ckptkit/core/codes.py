@@ -30,6 +30,8 @@ CODES: dict[str, str] = {
     "io-error": "the operating system refused a read or a write",
     "json-invalid": "a file beside the weights is not the JSON it should be",
     "lfs-pointer": "a git-LFS pointer stands where the file should be",
+    "listing-invalid": "a file of saved digests holds something else",
+    "lone-shard": "one shard of several, read by itself",
     "metadata-differs": "shards of one checkpoint that disagree on their metadata",
     "name-collision": "two tensors would get the same name",
     "name-unwritable": "a name that the target format cannot hold",

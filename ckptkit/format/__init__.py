@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 
 from ckptkit.core.budgets import DEFAULT_BUDGETS, Budgets
+from ckptkit.core.errors import CkptError
 from ckptkit.core.files import File
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.options import ReadOptions
@@ -58,7 +59,15 @@ def read_with(path: str | os.PathLike[str], options: ReadOptions) -> TensorGraph
             from ckptkit.format.folder import read_folder
 
             return read_folder(name, options)
-        return registry.identify(File.at(name)).load().read(name, options)
+        if options.variant is not None:
+            message = f"a file has no variants, so none called {options.variant!r}"
+            raise CkptError("variant-missing", message, name, "name the folder")
+        graph = registry.identify(File.at(name)).load().read(name, options)
+        if "-of-" in os.path.basename(name):
+            from ckptkit.format.shards import note_lone_shard
+
+            return note_lone_shard(graph, name)
+        return graph
     finally:
         if running:
             gc.enable()

@@ -84,6 +84,16 @@ def read_set(folder: str, names: Iterable[str], options: ReadOptions) -> TensorG
     return replace(graph, origin=replace(graph.origin, container=container))
 
 
+def note_lone_shard(graph: TensorGraph, path: str) -> TensorGraph:
+    """The graph with a note, where the file's name says that it is one shard of several."""
+    match = NUMBERED.fullmatch(os.path.basename(path))
+    if match is None or int(match["count"]) < 2:
+        return graph
+    message = f"this is shard {int(match['number'])} of {int(match['count'])}, read by itself"
+    hint = "name the folder or the index to read all of them"
+    return replace(graph, findings=(*graph.findings, Finding("lone-shard", "note", "", message, hint)))
+
+
 def _weight_map(index: Mapping[str, Any], path: str) -> dict[str, str]:
     found = index.get("weight_map")
     if not isinstance(found, dict):

@@ -129,6 +129,10 @@ def test_a_component_named_by_its_path_is_read() -> None:
 def test_one_shard_can_be_read_by_its_path() -> None:
     graph = ck.read(GOOD / "sharded" / "model-00002-of-00002.safetensors")
     assert list(graph) == ["b"]
+    assert [(f.code, f.message[:20]) for f in graph.findings] == [("lone-shard", "this is shard 2 of 2")]
+    with pytest.raises(ck.CkptError) as refusal:
+        ck.read(GOOD / "sharded" / "model-00002-of-00002.safetensors", variant="fp16")
+    assert refusal.value.code == "variant-missing"
 
 
 def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path) -> None:
