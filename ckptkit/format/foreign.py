@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ckptkit.core.errors import CkptError
-from ckptkit.format.sniff import Head, is_tar, protobuf_fields, tar_names, zip_first, zip_names
+from ckptkit.format.sniff import Head, is_tar, protobuf_fields, tar_names, zip_directory, zip_first, zip_names
 
 _AGAIN = "download it again"
 _PARTIAL = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".aria2", ".tmp")
@@ -136,7 +136,7 @@ _LINK = "download it again from the link to the raw file; log in where the site 
 def _zip(head: Head) -> CkptError | None:
     if not head.data.startswith(b"PK\x03\x04"):
         return None
-    names = zip_names(head) or [zip_first(head)]
+    names = zip_names(zip_directory(head)) or [zip_first(head)]
     for suffix, what in _ZIPS.items():
         if any(name.endswith(suffix) for name in names):
             code = "not-a-checkpoint" if "/" in suffix or "[" in suffix else "format-unsupported"

@@ -14,6 +14,7 @@ from ckptkit.core.files import Reader
 HEAD = 4096
 _ZIP_TAIL = 22 + 65_535  # end record and the longest comment
 _ZIP_DIRECTORY = 64 << 20  # bytes of a central directory that are looked at
+_ZIP_NAMES = 20_000  # names in it
 
 
 class Head:
@@ -51,25 +52,34 @@ _PICKLE = re.compile(
     rb"\x80[\x02-\x05]|L119547037146038801333356L\n|\(?[dl]p\d+\n|\(i[\w.]+\n|c[A-Za-z_][\w.]*\n[A-Za-z_][\w.]*\n"
     rb"|[\]}]q.|\((?:lp|dp)\d|\)q."
 )
-_TORCH_MEMBER = re.compile(
-    r"(?:.*/)?(?:data\.pkl|constants\.pkl|archive_format|serialized_exported_program\.json)"
-)
+_TORCH_MEMBERS = {"data.pkl", "constants.pkl", "archive_format", "serialized_exported_program.json"}
 _TAR_MEMBERS = {"sys_info", "storages", "tensors", "pickle"}
 
 
 def is_pytorch(head: Head) -> bool:
     """A zip archive with a pickle where torch keeps it, a legacy stream or tar, or a bare pickle."""
     if head.data.startswith(b"PK\x03\x04"):
-        first = zip_first(head)
-        if _TORCH_MEMBER.fullmatch(first):
-            return True
-        names = zip_names(head)
-        if not names:  # cut off, or a directory that is not where the end record says
-            return not first.endswith((".npy", ".h5", ".xml", ".json"))
-        return any(_TORCH_MEMBER.fullmatch(name) for name in names)
+        return _is_torch_zip(head)
     if is_tar(head):
         return not _TAR_MEMBERS.isdisjoint(tar_names(head))
     return _PICKLE.match(head.data) is not None
+
+
+def _is_torch_zip(head: Head) -> bool:
+    first = zip_first(head)
+    if _base(first) in _TORCH_MEMBERS:
+        return True
+    directory = zip_directory(head)
+    if not directory:  # cut off, or not where the end record says
+        return not first.endswith((".npy", ".h5", ".xml", ".json"))
+    if not any(member.encode() in directory for member in _TORCH_MEMBERS):
+        return False
+    names = zip_names(directory)
+    return len(names) == _ZIP_NAMES or any(_base(name) in _TORCH_MEMBERS for name in names)
+
+
+def _base(name: str) -> str:
+    return name.rpartition("/")[2]
 
 
 # Field number → wire type of a ModelProto, and the first bytes that a GraphProto can have.
@@ -138,13 +148,13 @@ def zip_first(head: Head) -> str:
     return head.data[30 : 30 + length].decode("utf-8", "replace")
 
 
-def zip_names(head: Head) -> list[str] | None:
-    """Member names by the central directory, or None where there is no end record. Proves nothing."""
+def zip_directory(head: Head) -> bytes:
+    """The central directory where the end record says it is; b"" where none is. Proves nothing."""
     size = min(head.size, _ZIP_TAIL)
     tail = head.at(head.size - size, size)
     end = tail.rfind(b"PK\x05\x06")
     if end < 0 or end + 22 > len(tail):
-        return None
+        return b""
     length = int.from_bytes(tail[end + 12 : end + 16], "little")
     begin = int.from_bytes(tail[end + 16 : end + 20], "little")
     wide = tail.rfind(b"PK\x06\x06", 0, end)
@@ -152,13 +162,19 @@ def zip_names(head: Head) -> list[str] | None:
         length = int.from_bytes(tail[wide + 40 : wide + 48], "little")
         begin = int.from_bytes(tail[wide + 48 : wide + 56], "little")
     if begin > head.size:
-        return None
+        return b""
     data = head.at(begin, min(length, _ZIP_DIRECTORY))
-    names = []
+    return data if data.startswith(b"PK\x01\x02") else b""
+
+
+def zip_names(directory: bytes) -> list[str]:
+    """The first member names of a central directory."""
+    names: list[str] = []
     at = 0
-    while data[at : at + 4] == b"PK\x01\x02":
-        name, extra, comment = (int.from_bytes(data[at + k : at + k + 2], "little") for k in (28, 30, 32))
-        names.append(data[at + 46 : at + 46 + name].decode("utf-8", "replace"))
+    while directory[at : at + 4] == b"PK\x01\x02" and len(names) < _ZIP_NAMES:
+        sizes = (directory[at + k : at + k + 2] for k in (28, 30, 32))
+        name, extra, comment = (int.from_bytes(size, "little") for size in sizes)
+        names.append(directory[at + 46 : at + 46 + name].decode("utf-8", "replace"))
         at += 46 + name + extra + comment
     return names
 

@@ -3,6 +3,7 @@
 import io
 import struct
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -195,3 +196,16 @@ def judge_existing(path: Path) -> str:
     with pytest.raises(ck.CkptError) as refusal:
         registry.identify(File.at(path))
     return refusal.value.code
+
+
+@pytest.mark.parametrize(("last", "expected"), [("x", "not-a-checkpoint"), ("a/data.pkl", "pytorch")])
+def test_a_zip_of_many_members_is_judged_quickly(tmp_path: Path, last: str, expected: str) -> None:
+    names = [*(f"{n:08}" for n in range(300_000)), last]
+    entries = b"".join(
+        b"PK\x01\x02" + bytes(24) + struct.pack("<H", len(name)) + bytes(16) + name.encode() for name in names
+    )
+    start = b"PK\x03\x04" + bytes(22) + struct.pack("<HH", 8, 0) + b"00000000"
+    record = b"PK\x05\x06" + bytes(6) + struct.pack("<HII", 65535, len(entries), len(start)) + bytes(2)
+    begin = time.perf_counter()
+    assert judge(tmp_path / "many.zip", start + entries + record) == expected
+    assert time.perf_counter() - begin < 1
