@@ -159,6 +159,8 @@ def measured_table(
     tensors: Mapping[str, Tensor], measured: "Mapping[str, Statistics | None]", terminal: Terminal
 ) -> Iterator[str]:
     """One line per tensor with its statistics."""
+    if not tensors:
+        return
     rows: list[list[str]] = [["", "min", "max", "mean", "std", ""]]
     for name, tensor in tensors.items():
         values = measured[name]
@@ -210,6 +212,7 @@ def facts(graph: TensorGraph, summary: Summary, title: str, terminal: Terminal, 
         ("tensors", [f"{clean(note)} ×{n}" for note, n in common_notes(graph.tensors).items()]),
         ("metadata", _metadata(graph.metadata)),
         ("objects", _objects(graph.objects)),
+        ("not run", _not_run(graph)),
     ):
         if values:
             yield from terminal.fact(key, values)
@@ -267,6 +270,10 @@ def _sections(graph: TensorGraph) -> list[str]:
 
 def _stored(graph: TensorGraph, summary: Summary) -> list[str]:
     """Only where stored and logical bytes differ by more than headers and padding."""
+    storages = graph.origin.details.get("stored_storages_nbytes", 0)
+    shown = sum(section.nbytes for section in graph.origin.sections) or summary.stored
+    if storages > shown * SLACK + 100_000:
+        return [f"{size(storages)} for {size(shown)} of tensors", "some are slices of larger storages"]
     if summary.slices and summary.stored > summary.nbytes * SLACK:
         few = plural(len(summary.slices), "tensor") + (" is a view" if len(summary.slices) == 1 else " are views")
         return [f"{size(summary.stored)} for {size(summary.nbytes)} of tensors", f"{few} of larger storages"]
@@ -311,17 +318,19 @@ def _metadata(metadata: Mapping[str, str]) -> list[str]:
 
 
 def _objects(objects: Sequence[Leaf]) -> list[str]:
-    if not objects:
-        return []
     plain = [leaf for leaf in objects if isinstance(leaf.value, (bool, int, float, str)) and not leaf.opaque]
     plain.sort(key=lambda leaf: leaf.path.count("."))  # what stands at the top says most
     texts = [f"{clean(leaf.path)} {_short(leaf.value)}" for leaf in plain[: FEW // 2]]
-    kinds = list(dict.fromkeys(leaf.type for leaf in objects if leaf.opaque))
-    if kinds:
-        names = ", ".join(map(clean, kinds[:3])) + (", …" if len(kinds) > 3 else "")
-        texts.append(f"classes not run: {names}")
+    if not texts:
+        return [f"{plural(len(objects), 'value')} (--objects)"] if objects else []
     rest = len(objects) - len(texts)
-    return [*texts, f"{rest} more (--objects)"] if rest > 0 else texts
+    return [*texts, f"{rest} more (--objects)"] if rest else texts
+
+
+def _not_run(graph: TensorGraph) -> list[str]:
+    """Classes and functions that the file names; loading it with pickle would have run them."""
+    names = graph.origin.details.get("classes_not_run") or ()
+    return _few([clean(name) for name in names[:FEW]], len(names), FEW)
 
 
 def objects(leaves: Sequence[Leaf]) -> Iterator[str]:

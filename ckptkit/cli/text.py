@@ -137,7 +137,7 @@ class Terminal:
 def finding_text(finding: Finding) -> str:
     """A finding in one line."""
     where = f" — {clean(finding.where)}" if finding.where else ""
-    hint = f" ({clean(finding.hint)})" if finding.hint else ""
+    hint = f" ({' or '.join(map(clean, finding.hint.split(chr(10))))})" if finding.hint else ""
     return f"{clean(finding.message)}{where}{hint}"
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -219,3 +220,17 @@ def test_output_in_a_narrow_encoding_does_not_fail(model: Path) -> None:
 def test_report_has_no_hint_line_without_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
     ckptkit.cli.report(CkptError("not-found", "no such file", "x"))
     assert capsys.readouterr().err == "error[not-found]: no such file — x\n"
+
+
+def test_an_ambiguous_section_gives_ready_commands(run: Run, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs the torch extra")
+    path = tmp_path / "two models.pt"
+    torch.save({"netG": {"w": torch.zeros(2)}, "netD": {"w": torch.zeros(2)}}, path)
+    assert run("inspect", path).code == 0
+    done = run("convert", path, tmp_path / "y.safetensors")
+    assert done.code == 2
+    commands = [line[6:] for line in done.stderr.splitlines()[1:]]
+    assert commands[0] == f"ckptkit convert '{path}' {tmp_path / 'y.safetensors'} --section netG"
+    assert {command.rpartition(" ")[2] for command in commands} >= {"netG", "netD"}
+    for command in commands:
+        assert run(*shlex.split(command)[1:], "-n").code == 0
