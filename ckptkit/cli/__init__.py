@@ -106,12 +106,17 @@ def report(error: CkptError) -> None:
     terminal = Terminal.of(sys.stderr)
     where = f" — {clean(error.where)}" if error.where else ""
     lines = [f"{terminal.paint(f'error[{error.code}]:', 'red')} {clean(error.message)}{where}"]
-    if error.hint:
-        lines.append(f"{terminal.paint('hint:', 'bold')} {clean(error.hint)}")
+    for number, hint in enumerate((error.hint or "").split("\n") if error.hint else ()):
+        lines.append(f"{'     ' if number else terminal.paint('hint:', 'bold')} {clean(hint)}")
     say(lines)
 
 
 def _fail(error: CkptError, args: Sequence[str]) -> int:
+    if error.code == "ambiguous-section" and error.hint:
+        from shlex import join  # one ready command per candidate
+
+        ready = [f"ckptkit {join(args)} {option}" for option in error.hint.split("\n")]
+        error = CkptError(error.code, error.message, error.where, "\n".join(ready))
     if {"--json", "--format=json"} & set(args) or "--format json" in " ".join(args):
         from ckptkit.cli import jsontext
 
