@@ -202,6 +202,7 @@ def facts(graph: TensorGraph, summary: Summary, title: str, terminal: Terminal, 
     yield from _answer(graph, summary, title, terminal)
     for key, values in (
         ("looks like", _scheme(summary)),
+        ("wrapped in", _wrappers(summary)),
         ("quantised", [f"{q.family} ({plural(q.weights, 'weight')})" for q in summary.quantized]),
         ("sections", _sections(graph)),
         ("stored", _stored(graph, summary)),
@@ -234,7 +235,8 @@ def _answer(graph: TensorGraph, summary: Summary, title: str, terminal: Terminal
     if len(shares) == 1:
         values += shares
     elif shares:
-        values.append(", ".join(f"{dtype} ×{tensors}" for dtype, (tensors, _) in shares.items()))
+        texts = [f"{dtype} ×{tensors}" for dtype, (tensors, _) in shares.items()]
+        values.append(", ".join(_few(texts, len(texts), FEW // 2)))
     path = clean(graph.origin.path)
     line = f"{path}   {' · '.join(values)}"
     if terminal.width is None or columns(line) <= terminal.width:
@@ -246,14 +248,18 @@ def _answer(graph: TensorGraph, summary: Summary, title: str, terminal: Terminal
 
 def _scheme(summary: Summary) -> list[str]:
     naming = summary.naming
-    values = []
-    if naming.scheme:
-        sizes = ", ".join(f"{n} {what}" if what in _PLURAL else f"{what} {n}" for what, n in naming.sizes)
-        values.append(f"{naming.scheme} ({naming.family} names){', ' if sizes else ''}{sizes}")
-    if naming.wrappers:
-        inside = " inside " if naming.scheme else ""
-        values.append(f"{'' if inside else 'names '}wrapped in {''.join(naming.wrappers)}")
-    return values
+    if not naming.scheme:
+        return []
+    sizes = [f"{n} {what}" if what in _PLURAL else f"{what} {n}" for what, n in naming.sizes]
+    return [", ".join([f"{naming.scheme} ({naming.family} names)", *sizes])]
+
+
+def _wrappers(summary: Summary) -> list[str]:
+    """What stands around the names, and how to take off what stands before them."""
+    wrappers = summary.naming.wrappers
+    before = "".join(w for w in wrappers if not w.startswith("…"))
+    hint = [f"convert --rules strip:{before} takes it off"] if before else []
+    return ["".join(wrappers), *hint] if wrappers else []
 
 
 _PLURAL = ("layers", "heads", "key/value heads", "experts", "classes", "positions")

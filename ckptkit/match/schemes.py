@@ -185,25 +185,26 @@ def naming(tensors: Mapping[str, Tensor]) -> Naming:
     """What the names (and, for sizes, the shapes) of a checkpoint tell."""
     if not tensors:
         return Naming()
-    wrappers: list[str] = []
+    wrappers: list[str] = []  # at the start of every name, outermost first
+    inside: list[str] = []
     text = "\n".join(tensors)  # one search instead of one per name
     for inner in INNER:
         if "." + inner in text:
             tensors = {name.replace("." + inner, "."): tensor for name, tensor in tensors.items()}
-            wrappers.append("…." + inner)
+            inside.append("…." + inner)
     while wrapper := next((w for w in WRAPPERS if _all_start(tensors, w)), None):
         tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
-        wrappers.insert(0, wrapper)
+        wrappers.append(wrapper)
     if ".qweight" in text:
         packed = {n.removesuffix("qweight") + "weight": t for n, t in tensors.items() if n.endswith(".qweight")}
         tensors = {**tensors, **packed}
-    sure = tuple(wrappers)
+    sure = (*wrappers, *inside)
     for _ in range(4):
         found = _fit(tensors)
         if found is not None:
             scheme, root = found
             name = scheme.name + _variant(scheme, tensors)
-            return Naming(name, scheme.family, tuple(wrappers), _sizes(scheme, root, tensors))
+            return Naming(name, scheme.family, (*wrappers, *inside), _sizes(scheme, root, tensors))
         holder = next((h for h in (*HOLDERS, *WRAPPERS) if _all_start(tensors, h)), None)
         if holder is None:
             break
