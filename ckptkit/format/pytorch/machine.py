@@ -103,8 +103,9 @@ class _Machine:
             raise invalid("a string is not the text it claims to be") from None
 
     def _run(self, start: int) -> tuple[Any, int]:
-        """The loop. Opcodes of torch.save come first, by how often they occur; reads past the end are
-        IndexError (of `data`), `struct.error`, or caught by `_text`; an empty stack is IndexError too.
+        """The loop: first the opcodes that tensors are made of, then the others.
+
+        Reading past the end is IndexError (of `data`) or `struct.error`, an empty stack is IndexError too.
         """
         data = self.data
         size = len(data)
@@ -120,75 +121,107 @@ class _Machine:
         outer: list[list[Any]] = []  # stacks below the marks
         memo: list[Any] = []  # indexes 0, 1, 2, …, as pickle writes them
         remember = memo.append
+        dense = 0  # length of `memo`, or -1 once it no longer grows
         sparse: dict[int, Any] = {}  # any other index
         i = start
         try:
             for _ in repeat(None, self.budgets.opcodes):
                 op = data[i]
                 i += 1
-                if op == 0x71 or op == 0x72:  # BINPUT, LONG_BINPUT
-                    if op == 0x71:
-                        n = data[i]
+                if op < 0x68:
+                    if op == 0x4B:  # BININT1
+                        push(data[i])
                         i += 1
-                    else:
-                        n = u32(data, i)[0]
+                        continue
+                    if op == 0x28:  # MARK
+                        if len(outer) >= deepest:
+                            raise budget(f"nests marks deeper than {deepest}")
+                        outer.append(stack)
+                        stack = []
+                        push = stack.append
+                        pop = stack.pop
+                        continue
+                    if op == 0x58:  # BINUNICODE
+                        end = i + 4 + u32(data, i)[0]
+                        if end > size or end - i > longest:
+                            raise too_long(end, size)
+                        push(str(data[i + 4 : end], "utf-8", "surrogatepass"))
+                        i = end
+                        continue
+                    if op == 0x4D:  # BININT2
+                        push(u16(data, i)[0])
+                        i += 2
+                        continue
+                    if op == 0x51:  # BINPERSID
+                        push(persistent(pop()))
+                        continue
+                    if op == 0x29:  # EMPTY_TUPLE
+                        push(())
+                        continue
+                    if op == 0x4A:  # BININT
+                        push(i32(data, i)[0])
                         i += 4
-                    if n == len(memo) and not sparse:
-                        remember(stack[-1])
-                    elif n < len(memo):
-                        memo[n] = stack[-1]
-                    else:
-                        sparse[n] = stack[-1]
-                elif op == 0x68 or op == 0x6A:  # BINGET, LONG_BINGET
-                    if op == 0x68:
-                        n = data[i]
-                        i += 1
-                    else:
-                        n = u32(data, i)[0]
-                        i += 4
-                    if n < len(memo):
-                        push(memo[n])
-                    elif n in sparse:
-                        push(sparse[n])
-                    else:
-                        raise no_memo(n)
-                elif op == 0x4B:  # BININT1
-                    push(data[i])
-                    i += 1
-                elif op == 0x4D:  # BININT2
-                    push(u16(data, i)[0])
-                    i += 2
-                elif op == 0x28:  # MARK
-                    if len(outer) >= deepest:
-                        raise budget(f"nests marks deeper than {deepest}")
-                    outer.append(stack)
-                    stack = []
-                    push = stack.append
-                    pop = stack.pop
-                elif op == 0x58:  # BINUNICODE
-                    end = i + 4 + u32(data, i)[0]
-                    if end > size or end - i > longest:
-                        raise too_long(end, size)
-                    push(str(data[i + 4 : end], "utf-8", "surrogatepass"))
-                    i = end
+                        continue
+                elif op < 0x75:
+                    if op == 0x72 or op == 0x71:  # LONG_BINPUT, BINPUT
+                        if op == 0x72:
+                            n = u32(data, i)[0]
+                            i += 4
+                        else:
+                            n = data[i]
+                            i += 1
+                        if n == dense:
+                            remember(stack[-1])
+                            dense += 1
+                        elif n < len(memo):
+                            memo[n] = stack[-1]
+                        else:
+                            sparse[n] = stack[-1]
+                            dense = -1
+                        continue
+                    if op == 0x68 or op == 0x6A:  # BINGET, LONG_BINGET
+                        if op == 0x68:
+                            n = data[i]
+                            i += 1
+                        else:
+                            n = u32(data, i)[0]
+                            i += 4
+                        if n < len(memo):
+                            push(memo[n])
+                        elif n in sparse:
+                            push(sparse[n])
+                        else:
+                            raise no_memo(n)
+                        continue
+                    if op == 0x74:  # TUPLE
+                        items = stack
+                        stack = outer.pop()
+                        push = stack.append
+                        pop = stack.pop
+                        push(tuple(items))
+                        continue
+                elif op == 0x86:  # TUPLE2
+                    second = pop()
+                    stack[-1] = (stack[-1], second)
+                    continue
                 elif op == 0x94:  # MEMOIZE
-                    if sparse:
-                        sparse[len(memo) + len(sparse)] = stack[-1]
-                    else:
+                    if dense >= 0:
                         remember(stack[-1])
+                        dense += 1
+                    else:
+                        sparse[len(memo) + len(sparse)] = stack[-1]
+                    continue
+                elif op == 0x89:  # NEWFALSE
+                    push(False)
+                    continue
                 elif op == 0x8C:  # SHORT_BINUNICODE
                     end = i + 1 + data[i]
                     if end > size:
                         raise truncated()
                     push(str(data[i + 1 : end], "utf-8", "surrogatepass"))
                     i = end
-                elif op == 0x74:  # TUPLE
-                    items = stack
-                    stack = outer.pop()
-                    push = stack.append
-                    pop = stack.pop
-                    push(tuple(items))
-                elif op == 0x52 or op == 0x81:  # REDUCE, NEWOBJ
+                    continue
+                if op == 0x52 or op == 0x81:  # REDUCE, NEWOBJ
                     args = pop()
                     cls = pop()
                     if type(args) is not tuple:
@@ -199,18 +232,6 @@ class _Machine:
                     if room < 0:
                         raise too_many()
                     push(Object(cls, args))
-                elif op == 0x51:  # BINPERSID
-                    push(persistent(pop()))
-                elif op == 0x86:  # TUPLE2
-                    second = pop()
-                    stack[-1] = (stack[-1], second)
-                elif op == 0x4A:  # BININT
-                    push(i32(data, i)[0])
-                    i += 4
-                elif op == 0x29:  # EMPTY_TUPLE
-                    push(())
-                elif op == 0x89:  # NEWFALSE
-                    push(False)
                 elif op == 0x85:  # TUPLE1
                     room -= 1
                     if room < 0:
@@ -316,6 +337,7 @@ class _Machine:
                         memo[n] = stack[-1]
                     else:
                         sparse[n] = stack[-1]
+                        dense = -1
                 elif op == 0x67:  # GET
                     text, i = arguments.line(i)
                     n = arguments.index(text)
