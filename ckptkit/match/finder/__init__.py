@@ -100,6 +100,9 @@ class _Search:
             free = {name: tensor for name, tensor in left_b.items() if name not in pairs}
             back = settle(self._explain(rest, free, self.b, self.a), [])
             backward = {match.target: match for match in back}
+            rest = {name: tensor for name, tensor in rest.items() if name not in backward}
+            if not any(match.how == "folded" for match in pairs.values()):
+                backward.update((match.target, match) for match in folds(rest, self.b))
         used_a = {name for match in pairs.values() for name in match.sources} | backward.keys()
         used_b = {name for match in backward.values() for name in match.sources} | pairs.keys()
         unmatched_a = [name for name in self.a if name not in used_a]
@@ -152,11 +155,20 @@ class _Search:
                 for proposal in list(stage({n: t for n, t in left.items() if n in new}, far, prints)):
                     del left[proposal.match.target]
                     yield proposal
-        for stage in (converted, sliced, joined):
-            for proposal in list(stage(left, near, prints)):
-                if proposal.match.target in left:
-                    del left[proposal.match.target]
-                    yield proposal
+        for proposal in list(converted(left, near, prints)):
+            del left[proposal.match.target]
+            yield proposal
+        # A tensor that kept its name and shape is in no other one, unless its elements are all still there.
+        changed = {name for name, t in left.items() if name in near and self._changed(t, near[name])}
+        near = {name: t for name, t in near.items() if name not in changed}
+        for stage in (sliced, joined):
+            for proposal in list(stage({n: t for n, t in left.items() if n not in changed}, near, prints)):
+                del left[proposal.match.target]
+                yield proposal
+
+    def _changed(self, one: Tensor, other: Tensor) -> bool:
+        alike = one.shape == other.shape and one.dtype is other.dtype
+        return alike and self.prints[one].sums != self.prints[other].sums
 
 
 def _is_constant(tensor: Tensor) -> bool:

@@ -29,6 +29,8 @@ CLOSE = 1e-3  # relative distance within which scales and biases are the same bu
 CLOSE_HALF = 2e-2  # the same for float16 and bfloat16
 SAMPLED = 64  # channels of a weight looked at to find candidates,
 SAMPLE = 64  # elements of each
+BEGINNINGS = 1 << 16  # elements of a weight that formulas are tried on
+FAR = 1 << 16  # ulp: what is farther away is no fold
 PAIRS = 1_000_000  # most pairs of weights looked at
 LARGEST = 1 << 28  # bytes: larger weights are not searched for
 FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -195,10 +197,7 @@ def _directions(tensor: Tensor, dims: tuple[int, ...], dim: int) -> "Array":
     import numpy as np
 
     channels = np.moveaxis(tensor.numpy().transpose(dims), dim, 0)[:SAMPLED]
-    # Cut axis by axis before flattening, which copies.
-    for axis in range(1, channels.ndim):
-        channels = np.moveaxis(np.moveaxis(channels, axis, 0)[:SAMPLE], 0, axis)
-    sample = channels.reshape(len(channels), -1)[:, :SAMPLE].astype(np.float64)
+    sample = _beginnings(channels)[:, :SAMPLE].astype(np.float64)
     length = np.sqrt((sample * sample).sum(1, keepdims=True))
     directions: Array = np.divide(sample, length, out=np.zeros_like(sample), where=length > 0)
     return directions
@@ -218,41 +217,51 @@ def _weight(
     """The normalization, ε and formula that take the source's weight nearest to the target."""
     import numpy as np
 
-    wanted = target.numpy().transpose(layer.dims)
-    origin = source.numpy()
-    channels = [
-        np.moveaxis(v, layer.dim, 0).reshape(layer.channels, -1).astype(np.float64) for v in (origin, wanted)
-    ]
-    square = (channels[0] * channels[0]).sum(1)
+    wanted = np.moveaxis(target.numpy().transpose(layer.dims), layer.dim, 0)
+    origin = np.moveaxis(source.numpy(), layer.dim, 0)
+    some, same = _beginnings(origin), _beginnings(wanted)
+    square = (some.astype(np.float64) ** 2).sum(1)
     told = square > 0
-    scale = (channels[0] * channels[1]).sum(1)[told] / square[told]
-    del channels
+    scale = (some.astype(np.float64) * same.astype(np.float64)).sum(1)[told] / square[told]
     close = CLOSE if source.dtype.bits > 16 else CLOSE_HALF
     guesses: list[tuple[float, int, float]] = []
     for k, norm in enumerate(norms):
+        gamma, variance = norm.scale.astype(np.float64), norm.variance.astype(np.float64)
         for eps in EPSILONS:
             with np.errstate(all="ignore"):
-                gamma, variance = norm.scale.astype(np.float64), norm.variance.astype(np.float64)
                 expected = (gamma / np.sqrt(variance + eps))[told]
                 error = np.abs(expected - scale).max(initial=0) / max(np.abs(expected).max(initial=0), 1e-300)
             if error < close:
                 guesses.append((float(error), k, eps))
-    best: tuple[int, float, str, int] | None = None
-    for _, k, eps in sorted(guesses)[:3]:
-        for words in WEIGHT:
-            for precision in PRECISIONS:
-                formula = f"{precision} {words}"
-                values = _apply(formula, layer.dim, origin, norms[k], eps).astype(origin.dtype)
-                distance = _ulp(values, wanted)
-                if best is None or distance < best[0]:
-                    best = (distance, eps, formula, k)
-    if best is None:
+    tried = [
+        (_ulp(_apply(formula, 0, some, norms[k], eps).astype(some.dtype), same), order, k, eps, formula)
+        for order, (_, k, eps) in enumerate(sorted(guesses)[:3])
+        for formula in (f"{precision} {words}" for words in WEIGHT for precision in PRECISIONS)
+    ]
+    if not tried:
         return None
-    distance, eps, formula, k = best
+    _, _, k, eps, formula = min(tried, key=lambda row: row[:2])
+    distance = 0
+    step = max(1, (1 << 20) // max(1, origin[0].size))
+    for at in range(0, len(origin), step):
+        rows = slice(at, at + step)
+        part = Norm(norms[k].names, *(vector[rows] for vector in norms[k][1:]))
+        values = _apply(formula, 0, origin[rows], part, eps).astype(origin.dtype)
+        distance = max(distance, _ulp(values, wanted[rows]))
+    if distance > FAR:
+        return None
     of: Expression = Folded(Source(layer.source), layer.dim, norms[k].names, eps, formula)
     if layer.dims != tuple(sorted(layer.dims)):
         of = Permute(of, layer.dims)  # only (1, 0), which is its own inverse
     return Match(layer.target, of, "folded", ulp=distance, why=_why(distance)), norms[k], eps
+
+
+def _beginnings(channels: "Array") -> "Array":
+    """The first elements of each channel, as a table; enough of them to tell formulas apart."""
+    each = max(1, BEGINNINGS // max(1, len(channels)))
+    for axis in range(1, channels.ndim):  # cut before flattening, which copies
+        channels = channels[(slice(None),) * axis + (slice(each),)]
+    return channels.reshape(len(channels), -1)[:, :each]
 
 
 def _bias(

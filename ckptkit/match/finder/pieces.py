@@ -155,7 +155,7 @@ def _places(wholes: Mapping[str, Tensor], parts: Mapping[str, Tensor], prints: P
             continue
         least = min(face.shape[face.dim] for face in small)
         large = [face for face in large if face.shape[face.dim] >= least]
-        prints.measure([wholes[face.name] for face in large])
+        prints.measure([*(wholes[face.name] for face in large), *(parts[face.name] for face in small)])
         index = _Index.build(large, wholes, prints)
         if index is None:
             continue
@@ -268,7 +268,9 @@ def _slice(place: Placement, source: Shape, target: Shape) -> Expression:
     if place.lattice is not None:
         taken = select(operand, whole.shape, whole.dim, place.base, place.lattice)
     if taken is None and len(place.runs) <= SLICES:
-        taken = Concat(tuple(Slice(operand, whole.dim, at, at + count) for _, at, count in place.runs), whole.dim)
+        taken = Concat(
+            tuple(Slice(operand, whole.dim, at, at + count) for _, at, count in place.runs), whole.dim
+        )
     if taken is None:
         indices = tuple(at + k for _, at, count in place.runs for k in range(count))
         taken = Take(operand, whole.dim, indices)
