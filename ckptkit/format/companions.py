@@ -18,7 +18,7 @@ from ckptkit.core.files import File, beside_file
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.plan import OutputFile, Piece
 from ckptkit.core.tensor import Extent
-from ckptkit.format import strict_json
+from ckptkit.format import listing, strict_json
 
 CONFIG = "config.json"
 _CARRIED = (
@@ -37,19 +37,11 @@ _CARRIED_BELOW = (
 _DTYPE_KEYS = ("torch_dtype", "dtype")
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 # What a quantised weight is stored as; plain floats and 64-bit counters are not among them.
+# fmt: off
 _QUANTIZED_KINDS = (
-    "float8",
-    "float6",
-    "float4",
-    "int8",
-    "uint8",
-    "int4",
-    "uint4",
-    "int2",
-    "uint2",
-    "int32",
-    "qint",
+    "float8", "float6", "float4", "int8", "uint8", "int4", "uint4", "int2", "uint2", "int32", "qint", "quint",
 )
+# fmt: on
 
 
 def companions(
@@ -87,11 +79,7 @@ def others(graph: TensorGraph) -> tuple[str, ...]:
     if folder is None:
         return ()
     weights = {os.path.basename(file.path) for file in graph.origin.files}
-    return tuple(
-        sorted(
-            e.name for e in os.scandir(folder) if e.is_file() and e.name not in weights and e.name[0] != "."
-        )
-    )
+    return tuple(name for name in listing.files(folder) if name not in weights and name[0] != ".")
 
 
 def _folder(graph: TensorGraph) -> str | None:
@@ -102,18 +90,16 @@ def _folder(graph: TensorGraph) -> str | None:
 
 
 def _names(folder: str, with_code: bool) -> Iterator[str]:
-    """Relative names of the files carried, sorted; those one level below with a slash."""
+    """Relative names of the files carried; those one level below, with a slash, come last."""
     patterns = (CONFIG, *_CARRIED, *(("*.py",) if with_code else ()))
-    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
-        if entry.is_file():
-            if any(fnmatchcase(entry.name, pattern) for pattern in patterns):
-                yield entry.name
-        elif entry.is_dir(follow_symlinks=False):
-            prefix = entry.name + "/"
-            wanted = [p for p in _CARRIED_BELOW if fnmatchcase(prefix, p[: p.index("/") + 1])]
-            if wanted:
-                below = sorted(e.name for e in os.scandir(entry.path) if e.is_file())
-                yield from (prefix + n for n in below if any(fnmatchcase(prefix + n, p) for p in wanted))
+    for name in listing.files(folder):
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            yield name
+    for name in listing.folders(folder):
+        wanted = [p for p in _CARRIED_BELOW if fnmatchcase(name, p.partition("/")[0])]
+        if wanted and not os.path.islink(os.path.join(folder, name)):
+            below = [f"{name}/{file}" for file in listing.files(os.path.join(folder, name))]
+            yield from (path for path in below if any(fnmatchcase(path, p) for p in wanted))
 
 
 def _config(file: File, graph: TensorGraph, dtype: str | None) -> bytes | None:

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from ckptkit.core.errors import CkptError
-from ckptkit.core.files import File, io_error
+from ckptkit.core.files import File
 from ckptkit.core.findings import Finding
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.options import ReadOptions
-from ckptkit.format import registry, shards
+from ckptkit.format import listing, registry, shards
 from ckptkit.format.companions import companions, others
 
 __all__ = ["companions", "others", "read_folder", "weights_name"]
@@ -46,7 +46,7 @@ def read_folder(path: str, options: ReadOptions) -> TensorGraph:
     Raises CkptError `no-weights`, `ambiguous-weights`, `variant-missing`, `needs-a-component`, `rank-files` or
     `format-unsupported` where the folder does not hold one plain checkpoint, and whatever reading its files raises.
     """
-    names = _files(path)
+    names = listing.files(path)
     _refuse_foreign(path, names)
     weights = [name for name in names if _WEIGHTS.fullmatch(name) and not _TRAINING.fullmatch(name)]
     choice = _choose(path, weights, options.variant)
@@ -178,9 +178,10 @@ def _refuse_special(path: str, weights: list[str]) -> None:
         )
     below = [
         name
-        for name in sorted(_folders(path))
+        for name in sorted(listing.folders(path))
         if any(
-            re.search(r"\.safetensors$|_model(?:\..+)?\.bin$", n) for n in _files(os.path.join(path, name))
+            re.search(r"\.safetensors$|_model(?:\..+)?\.bin$", n)
+            for n in listing.files(os.path.join(path, name))
         )
     ]
     if below:
@@ -214,7 +215,7 @@ _FOREIGN = (
 
 
 def _refuse_foreign(path: str, names: list[str]) -> None:
-    everything = {*names, *_folders(path)}
+    everything = {*names, *listing.folders(path)}
     for sign, also, what, hint in _FOREIGN:
         if sign in everything and (not also or any(re.fullmatch(also, name) for name in everything)):
             if _has_weights(names):
@@ -230,23 +231,6 @@ def _has_weights(names: list[str]) -> bool:
         n.endswith((".safetensors", ".safetensors.index.json")) or re.fullmatch(r"pytorch_model.*", n)
         for n in names
     )
-
-
-def _files(path: str) -> list[str]:
-    """Names of the regular files (or links to them) of a folder, sorted."""
-    return _entries(path, folders=False)
-
-
-def _folders(path: str) -> list[str]:
-    return _entries(path, folders=True)
-
-
-def _entries(path: str, *, folders: bool) -> list[str]:
-    try:
-        with os.scandir(path) as found:
-            return sorted(e.name for e in found if (e.is_dir() if folders else e.is_file()))
-    except OSError as error:
-        raise io_error(error, path) from None
 
 
 def _some(names: list[str]) -> str:

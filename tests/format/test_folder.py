@@ -1,6 +1,7 @@
 """Which weights of a folder count, and which side files travel with them."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,11 @@ def test_one_shard_can_be_read_by_its_path() -> None:
 
 
 def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        (tmp_path / "closed").mkdir(mode=0o000)
+        with pytest.raises(ck.CkptError) as closed:
+            ck.read(tmp_path / "closed")
+        assert closed.value.code == "io-error"
     with pytest.raises(ck.CkptError) as refusal:
         ck.read(tmp_path / "nothing")
     assert refusal.value.code == "not-found"
@@ -229,4 +235,4 @@ def test_sentence_transformers_modules_travel(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-500").mkdir()
     (tmp_path / "checkpoint-500" / "config.json").write_bytes(b"{}")
     carried = [file.path for file in companions(ck.read(tmp_path), "safetensors")]
-    assert carried == ["1_Pooling/config.json", "LICENSE", "modules.json"]
+    assert carried == ["LICENSE", "modules.json", "1_Pooling/config.json"]
