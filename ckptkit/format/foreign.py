@@ -178,6 +178,27 @@ def _tensorflow(head: Head) -> CkptError | None:
     return None
 
 
+_ONNX_TEXT = re.compile(rb"""\s*[<{]?\s*"?ir_?version"?\s*:""", re.IGNORECASE)
+_BINARY = "onnx.save(onnx.load(path), 'model.onnx') makes the binary form"
+
+
+def _onnx(head: Head) -> CkptError | None:
+    """An ONNX model as text, or a lone TensorProto: dimensions, a data type, then a tensor's other fields."""
+    if _ONNX_TEXT.match(head.data):
+        return _error(head, "format-unsupported", "this is an ONNX model in text form", _BINARY)
+    fields = list(protobuf_fields(head))
+    tensor = [field for field in fields if field.number > 1]
+    if (
+        tensor
+        and tensor[0][:2] == (2, 0)
+        and fields[-1].wire >= 0
+        and fields[-1].start + fields[-1].length == head.size
+        and all(2 < field.number <= 16 for field in tensor[1:])
+    ):
+        return _error(head, "format-unsupported", "this is a lone ONNX tensor (TensorProto), not a model")
+    return None
+
+
 # SavedModel: schema version 1, then one meta graph to the end. Core ML: a specification version, a description,
 # then fields from 10 on, most of them in the hundreds.
 def _protobuf(head: Head) -> CkptError | None:
@@ -231,6 +252,7 @@ def _text(data: bytes) -> str:
 _TESTS: tuple[Callable[[Head], CkptError | None], ...] = (
     _zeros,
     _pointer,
+    _onnx,
     _markup,
     _zip,
     _tar,

@@ -3,7 +3,7 @@
 TensorProto.data_location = EXTERNAL and external_data entries (key → value, strings): `location` (a POSIX path
 relative to the model's folder), `offset` and `length` in decimal; without `offset` the data starts at 0, without
 `length` it reaches to the end of the file. The bytes have the form of raw_data. `checksum` (SHA-1 of the whole file)
-and `basepath` are left alone: the first costs reading everything, the second is for other tools' own use.
+is handed on unverified, as that costs reading everything; `basepath` is other tools' own.
 
 Stricter than onnx: the length must be what dtype and shape ask, keys are unique, numbers are plain decimals, NUL and
 in-memory markers are refused, and no path leaves the model's folder or, for a model reached through a link (a hub
@@ -29,6 +29,7 @@ class DataFiles:
         self._model = model
         self._files: dict[str, File] = {}
         self._used: dict[File, list[tuple[int, int, str]]] = {}
+        self.checksums: dict[str, str] = {}  # path → what the model says is its SHA-1
 
     @property
     def files(self) -> tuple[File, ...]:
@@ -45,6 +46,11 @@ class DataFiles:
                 raise CkptError("onnx-external", f"external data with two values for {key!r}", name)
             found[key] = pair.get("value", "")
         file = self._file(found.get("location", ""), name)
+        stated = found.get("checksum")
+        if stated and self.checksums.setdefault(file.path, stated) != stated:
+            raise CkptError(
+                "onnx-external", f"another checksum of {file.path} than other tensors state", name
+            )
         offset = _decimal(found, "offset", name) or 0
         length = _decimal(found, "length", name)
         if offset > file.size:
@@ -81,7 +87,10 @@ class DataFiles:
         if location.startswith("#") or "_ORT_MEM_ADDR_" in location:
             raise CkptError("onnx-external", f"external data in the memory of a process: {location!r}", name)
         for model in dict.fromkeys((self._model.path, os.path.realpath(self._model.path))):
-            path = beside_file(model, location)
+            try:
+                path = beside_file(model, location)
+            except CkptError as error:
+                raise CkptError(error.code, error.message, name) from None
             if path.exists():
                 file = File.at(path)
                 if file.inode == self._model.inode and os.path.samefile(path, self._model.path):

@@ -58,7 +58,13 @@ def read(path: str, options: ReadOptions) -> TensorGraph:
     """
     file = File.at(path)
     with file.open() as reader:
-        return _Model(Wire(reader, options.budgets), options).graph()
+        try:
+            return _Model(Wire(reader, options.budgets), options).graph()
+        except CkptError as error:
+            if error.where is None or error.where.startswith(path):
+                raise
+            # What is wrong with one tensor or node names only that; here is where its file is known.
+            raise CkptError(error.code, error.message, f"{path}: {error.where!r}", error.hint) from None
 
 
 class _Model:
@@ -285,6 +291,7 @@ class _Model:
                 "operators": dict(self._operators.most_common()),
                 "functions": len(model.get("functions", [])),
                 "data_files": [file.path for file in data_files],
+                "checksums": dict(self._data_files.checksums),
             },
         )
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ckptkit as ck
 from ckptkit.core.budgets import DEFAULT_BUDGETS
 from ckptkit.core.errors import CkptError
 from ckptkit.core.graph import Subgraph, TensorGraph, TensorName
@@ -355,6 +356,41 @@ def test_tensors_that_share_some_bytes_are_found(tmp_path: Path) -> None:
     graph = read(model(tmp_path / "m.onnx", *tensors))
     assert [(f.code, f.where) for f in graph.findings] == [("tensors-overlap", "b")]
     assert graph.ties() == {"c": "b"}
+
+
+def test_stated_checksums_are_handed_on(external: Path) -> None:
+    model = onnx.load(external / "external.onnx", load_external_data=False)
+    for tensor in model.graph.initializer:
+        if tensor.data_location:
+            tensor.external_data.add(key="checksum", value="0" * 40)
+    onnx.save(model, external / "m.onnx")
+    checksums = read(external / "m.onnx").origin.details["checksums"]
+    assert checksums == {str(external / "external.onnx.data"): "0" * 40}
+    model.graph.initializer[0].external_data[-1].value = "1" * 40
+    onnx.save(model, external / "m.onnx")
+    with pytest.raises(CkptError) as refusal:
+        read(external / "m.onnx")
+    assert refusal.value.code == "onnx-external"
+
+
+def test_an_error_names_the_file_and_the_tensor() -> None:
+    path = FIXTURES / "hostile" / "onnx" / "external_parent.onnx"
+    with pytest.raises(CkptError) as refusal:
+        read(path)
+    assert refusal.value.where == f"{path}: 'w'"
+
+
+@pytest.mark.parametrize("suffix", ["pb", "onnx", "onnxtxt", "textproto", "json"])
+def test_lone_tensors_and_text_forms_are_named(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"it.{suffix}"
+    if suffix in ("pb", "onnx"):
+        path.write_bytes(helper.make_tensor("t", 1, [2, 1], [1.0, 2.0]).SerializeToString())
+    else:
+        onnx.save(onnx.load(FIXTURES / "good" / "onnx" / "ir3.onnx"), path)
+    with pytest.raises(CkptError) as refusal:
+        ck.read(path)
+    assert refusal.value.code == "format-unsupported"
+    assert "ONNX" in refusal.value.message
 
 
 # --- what exporters write
