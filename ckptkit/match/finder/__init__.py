@@ -91,14 +91,14 @@ class _Search:
         pairs = {match.target: match for match in fixed}
         backward: dict[str, Match] = {}
         if left_a or left_b:
-            forward = settle(self._explain(left_b, left_a, self.a, self.b), fixed)
+            forward = settle(self._explain(left_b, left_a, self.a), fixed)
             pairs.update((match.target, match) for match in forward)
             rest_b = {name: tensor for name, tensor in left_b.items() if name not in pairs}
             pairs.update((match.target, match) for match in folds(rest_b, self.a))
             used = {name for match in pairs.values() for name in match.sources}
             rest = {name: tensor for name, tensor in left_a.items() if name not in used}
             free = {name: tensor for name, tensor in left_b.items() if name not in pairs}
-            back = settle(self._explain(rest, free, self.b, self.a), [])
+            back = settle(self._explain(rest, free, self.b), [])
             backward = {match.target: match for match in back}
             rest = {name: tensor for name, tensor in rest.items() if name not in backward}
             if not any(match.how == "folded" for match in pairs.values()):
@@ -129,9 +129,7 @@ class _Search:
             return Match(name, Cast(Source(name), y.dtype.name), "cast")
         return None
 
-    def _explain(
-        self, targets: Tensors, near: Tensors, sources: Tensors, others: Tensors
-    ) -> Iterator[Proposal]:
+    def _explain(self, targets: Tensors, near: Tensors, sources: Tensors) -> Iterator[Proposal]:
         """Proposals for the targets from `near`; for names that the other side lacks, from all `sources`."""
         prints = self.prints
         prints.take((*targets.values(), *near.values()))
@@ -139,9 +137,7 @@ class _Search:
         new = {name: t for name, t in targets.items() if name not in sources}
         wanted = {(t.dtype.name, t.size) for t in new.values()}
         far = {
-            name: t
-            for name, t in sources.items()
-            if name not in near and name in others and (t.dtype.name, t.size) in wanted
+            name: t for name, t in sources.items() if name not in near and (t.dtype.name, t.size) in wanted
         }
         stages: tuple[Callable[[Tensors, Tensors, Prints], Iterable[Proposal]], ...]
         stages = (exact, rearranged)

@@ -199,7 +199,7 @@ class _Index:
         for at in self.order[low[rarest] : high[rarest]][:HITS]:
             which = int(np.searchsorted(self.starts, at, "right")) - 1
             face, there = self.faces[which], self.sums[which]
-            if face.name == part.name or len(there) < len(sums):
+            if len(there) < len(sums):
                 continue
             first = int(at - self.starts[which]) - rarest
             if first >= 0 and np.array_equal(there[first : first + len(sums)], sums):

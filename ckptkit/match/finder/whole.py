@@ -203,7 +203,8 @@ def _proposal(
         alike = tuple(n for n in names if sources[n].shape == shape)
         how = "reshaped" if how == "renamed" else how
     first = alike[0]
-    if how == "reshaped" and len(tensor.shape) == 2 and sources[first].shape == tensor.shape[::-1]:
+    turned = len(tensor.shape) == 2 and 1 in tensor.shape and sources[first].shape == tensor.shape[::-1]
+    if how == "reshaped" and turned:
         return Proposal(Match(name, Permute(build(first), (1, 0)), "transposed"), {first: alike})
     expression = reshape(build(first), sources[first].shape, tensor.shape)
     if how == "renamed" and alike == (name,):
