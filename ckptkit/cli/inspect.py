@@ -105,7 +105,7 @@ def _text(graph: TensorGraph, measured: Measured | None, chosen: dict[str, Any])
     summary = summarise(graph)
     emit(render.facts(graph, summary, _title(graph), terminal, chosen["quiet"]))
     if chosen["objects"]:
-        emit(render.objects(graph.objects))
+        emit(render.objects(graph.objects, terminal))
     elif measured is not None:
         emit(render.measured_table(graph.tensors, measured, terminal))
     else:

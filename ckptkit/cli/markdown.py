@@ -34,7 +34,7 @@ def document(
     if objects:
         yield from table(
             ("path", "type", "value"),
-            ((_code(clean(o.path)), _code(clean(o.type)), escape(repr(o.value))) for o in graph.objects),
+            ((_code(clean(o.path)), _code(clean(o.type)), escape(render.value(o))) for o in graph.objects),
         )
     elif measured is not None:
         yield from table(

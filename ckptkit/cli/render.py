@@ -317,8 +317,8 @@ def _values(values: Iterable[Value], initializers: Mapping[str, Tensor]) -> list
 
 def _metadata(metadata: Mapping[str, str]) -> list[str]:
     texts = [
-        "versions of modules" if key == "_metadata" else f"{clean(key)}={shorten(clean(value[:200]), 40)}"
-        for key, value in list(metadata.items())[:FEW]
+        "versions of modules" if key == "_metadata" else f"{clean(key)}={shorten(clean(text[:200]), 40)}"
+        for key, text in list(metadata.items())[:FEW]
     ]
     return _few(texts, len(metadata), FEW)
 
@@ -326,7 +326,7 @@ def _metadata(metadata: Mapping[str, str]) -> list[str]:
 def _objects(objects: Sequence[Leaf]) -> list[str]:
     plain = [leaf for leaf in objects if isinstance(leaf.value, (bool, int, float, str)) and not leaf.opaque]
     plain.sort(key=lambda leaf: leaf.path.count("."))  # what stands at the top says most
-    texts = [f"{clean(leaf.path)} {_short(leaf.value)}" for leaf in plain[: FEW // 2]]
+    texts = [f"{shorten(clean(leaf.path), 40)} {shorten(_short(leaf.value), 40)}" for leaf in plain[: FEW // 2]]
     if not texts:
         return [f"{plural(len(objects), 'value')} (--objects)"] if objects else []
     rest = len(objects) - len(texts)
@@ -339,17 +339,23 @@ def _not_run(graph: TensorGraph) -> list[str]:
     return _few([clean(name) for name in names[:FEW]], len(names), FEW)
 
 
-def objects(leaves: Sequence[Leaf]) -> Iterator[str]:
+def objects(leaves: Sequence[Leaf], terminal: Terminal) -> Iterator[str]:
     """Every non-tensor value: path, type, value."""
     width = min(max((columns(clean(leaf.path)) for leaf in leaves), default=0), 60)
     kinds = min(max((columns(clean(leaf.type)) for leaf in leaves), default=0), 40)
     for leaf in leaves:
-        value = "(not run)" if leaf.opaque else "" if leaf.value is None else _short(leaf.value)
-        yield f"  {pad(clean(leaf.path), width)}  {pad(clean(leaf.type), kinds)}  {value}".rstrip()
+        path = clean(leaf.path) if terminal.width is None else shorten(clean(leaf.path), terminal.width // 2)
+        line = f"  {pad(path, width)}  {pad(clean(leaf.type), kinds)}  {value(leaf)}".rstrip()
+        yield line if terminal.width is None else shorten_end(line, terminal.width)
 
 
-def _short(value: object) -> str:
-    text = value if isinstance(value, str) else repr(value)
+def value(leaf: Leaf) -> str:
+    """A non-tensor value in at most 60 columns."""
+    return "(not run)" if leaf.opaque else "" if leaf.value is None else _short(leaf.value)
+
+
+def _short(content: object) -> str:
+    text = content if isinstance(content, str) else repr(content)
     return shorten(clean(text[:1000]), 60)
 
 

@@ -194,3 +194,29 @@ def test_quiet_leaves_notes_out(run: Run, tmp_path: Path) -> None:
     torch.save({"state_dict": weights, "ema_state_dict": {"w": torch.ones(2)}}, path)
     assert "note " in run("inspect", path).stdout
     assert "note " not in run("inspect", path, "-q").stdout
+
+
+def test_wrappers_come_with_the_way_to_take_them_off(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "ddp.safetensors"
+    save_file({"_orig_mod.module.a.weight": np.ones(2), "_orig_mod.module.a.bias": np.ones(2)}, path)
+    text = run("inspect", path).stdout
+    line = next(line for line in text.splitlines() if line.startswith("wrapped in  _orig_mod.module."))
+    rule = re.search(r"--rules (\S+)", line)
+    assert rule
+    assert run("convert", path, tmp_path / "y.safetensors", "--rules", rule[1]).code == 0
+    assert "wrapped" not in run("inspect", tmp_path / "y.safetensors").stdout
+
+
+def test_long_values_are_shortened_for_people_and_whole_for_programs(run: Run, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs the torch extra")
+    path = tmp_path / "x.pt"
+    torch.save({"w": torch.zeros(1), "log": "z" * 5000, "steps": list(range(1000))}, path)
+    for options in ([], ["--objects"], ["--objects", "--format", "markdown"]):
+        assert max(map(len, run("inspect", path, *options).stdout.splitlines())) < 400
+    values = {leaf["path"]: leaf["value"] for leaf in run("inspect", path, "--json").json["objects"]}
+    assert values == {"log": "z" * 5000, "steps": list(range(1000))}
+
+
+def test_what_was_not_run_is_named(run: Run, fixtures_dir: Path) -> None:
+    text = run("inspect", fixtures_dir / "good" / "trainer.pt").stdout
+    assert re.search(r"^not run +argparse\.Namespace", text, re.MULTILINE)
