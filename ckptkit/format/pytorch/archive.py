@@ -22,7 +22,8 @@ from ckptkit.core.storage import FileStorage, InflatedStorage
 from ckptkit.format.pytorch.source import Span
 from ckptkit.format.pytorch.zipfile_directory import DEFLATED, Entry, read_directory
 
-_MARKERS = ("data.pkl", "archive_format", "serialized_exported_program.json", "model.json")
+OLD_EXPORT = "serialized_exported_program.json"
+_MARKERS = ("data.pkl", "archive_format", OLD_EXPORT, "model.json")
 _RECORD_BYTES = 64
 _VERSIONS = range(1, 11)
 
@@ -92,60 +93,74 @@ def open_archive(span: Span, budgets: Budgets) -> Archive:
     path = span.file.path
     findings = list(directory.findings)
     root, below = _root(path, directory.entries)
-    if not root:
-        findings.append(
-            Finding("zip-root", "warning", "", "the archive has no top folder; torch refuses it", _REWRITE)
-        )
+    records = _Records(span, below, budgets)
+    plain = OLD_EXPORT in below  # Python's zipfile wrote it: no root, and a version of something else
+    if not root and not plain:
+        findings.append(_odd("zip-root", "the archive has no top folder"))
     elif len(below) < len(directory.entries):
         other = next(name for name in directory.entries if not name.startswith(root))
         count = len(directory.entries) - len(below)
-        message = f"{count} members lie outside the folder {root!r}, such as {other!r}; torch refuses it"
-        findings.append(Finding("zip-root", "warning", "", message, _REWRITE))
+        findings.append(
+            _odd("zip-root", f"{count} members lie outside the folder {root!r}, such as {other!r}")
+        )
     if not directory.checksums:
         findings.append(
             Finding("checksums-missing", "note", "", "checksums are zero: torch was told not to compute them")
         )
-
-    def record(name: str) -> str:
-        if name not in below:
-            return ""
-        data = _read(span, below, name, _RECORD_BYTES, budgets)
-        return data.decode("ascii", "replace").strip()
-
-    def number(name: str) -> int:
-        text = record(name)
-        if name in below and not (text.isascii() and text.isdigit()):
-            raise CkptError("record-invalid", f"the record {name} should be a number, not {text!r}", path)
-        return int(text or 0)
-
     name = "version" if "version" in below else ".data/version"
-    version = number(name)
-    if name not in below:
-        message = "the record `version` is missing; torch refuses the file"
-        findings.append(Finding("record-missing", "warning", "", message, _REWRITE))
-    elif version not in _VERSIONS:
+    version = 0 if plain else records.number(name)
+    if name not in below and not plain:
+        findings.append(_odd("record-missing", "the record `version` is missing"))
+    elif version not in _VERSIONS and not plain:
         raise CkptError("record-invalid", f"version {version} of the container is not known", path)
-    byteorder = record("byteorder")
-    if "byteorder" in below and byteorder not in {"little", "big"}:
-        raise CkptError(
-            "record-invalid", f"the record byteorder should be little or big, not {byteorder!r}", path
-        )
-    format_version, alignment = number(".format_version"), number(".storage_alignment")
     return Archive(
         span,
         budgets,
         below,
         root,
         version,
-        format_version,
-        alignment,
-        byteorder == "big",
+        records.number(".format_version"),
+        records.number(".storage_alignment"),
+        records.big_endian(),
         _era(below, version),
         tuple(findings),
     )
 
 
-_REWRITE = "`ckptkit convert` to a new .pt mends it"
+@dataclass(frozen=True, slots=True)
+class _Records:
+    """The small members that describe the container."""
+
+    span: Span
+    entries: dict[str, Entry]
+    budgets: Budgets
+
+    def text(self, name: str) -> str:
+        data = _read(self.span, self.entries, name, _RECORD_BYTES, self.budgets)
+        return data.decode("ascii", "replace").strip()
+
+    def number(self, name: str) -> int:
+        """A record that is a number; 0 if there is none."""
+        if name not in self.entries:
+            return 0
+        text = self.text(name)
+        if not (text.isascii() and text.isdigit()):
+            message = f"the record {name} should be a number, not {text!r}"
+            raise CkptError("record-invalid", message, self.span.file.path)
+        return int(text)
+
+    def big_endian(self) -> bool:
+        text = self.text("byteorder") if "byteorder" in self.entries else "little"
+        if text not in {"little", "big"}:
+            message = f"the record byteorder should be little or big, not {text!r}"
+            raise CkptError("record-invalid", message, self.span.file.path)
+        return text == "big"
+
+
+def _odd(code: str, message: str) -> Finding:
+    return Finding(
+        code, "warning", "", f"{message}; torch refuses it", "`ckptkit convert` to a new .pt mends it"
+    )
 
 
 def _root(path: str, entries: dict[str, Entry]) -> tuple[str, dict[str, Entry]]:

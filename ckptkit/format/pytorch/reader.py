@@ -22,7 +22,7 @@ from ckptkit.core.graph import Origin, TensorGraph
 from ckptkit.core.options import ReadOptions
 from ckptkit.core.tensor import Tensor
 from ckptkit.format.pytorch import pt2, torchscript
-from ckptkit.format.pytorch.archive import Archive, open_archive
+from ckptkit.format.pytorch.archive import OLD_EXPORT, Archive, open_archive
 from ckptkit.format.pytorch.assemble import Assembly, assemble, assemble_attributes
 from ckptkit.format.pytorch.content import Content
 from ckptkit.format.pytorch.legacy import is_legacy, read_legacy
@@ -50,7 +50,7 @@ def _read(span: Span, options: ReadOptions) -> TensorGraph:
     head = span.read(0, min(_HEAD, span.size))
     if head.startswith(b"PK\3\4"):
         archive = _opened(span, options.budgets)
-        if "archive_format" in archive or "serialized_exported_program.json" in archive:
+        if "archive_format" in archive or OLD_EXPORT in archive:
             return _exported(archive, options)
         if "constants.pkl" in archive:
             return _scripted(archive, options)
@@ -123,8 +123,6 @@ def _exported(archive: Archive, options: ReadOptions) -> TensorGraph:
                 left += others
     era = "torch 2.1 to 2.7" if old else "torch 2.8 or newer"
     findings = list(archive.findings)
-    if old:  # written by Python's zipfile without a root or a version: nothing is wrong with that
-        findings = [f for f in findings if f.code not in {"zip-root", "record-missing"}]
     if left:
         text = f"{len(left)} constants are objects, not tensors, such as {left[0]!r}"
         findings.append(Finding("objects-left-out", "note", "", text))
