@@ -234,3 +234,14 @@ def test_an_ambiguous_section_gives_ready_commands(run: Run, tmp_path: Path) -> 
     assert {command.rpartition(" ")[2] for command in commands} >= {"netG", "netD"}
     for command in commands:
         assert run(*shlex.split(command)[1:], "-n").code == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_a_full_disk_is_said(model: Path, style: str) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "ckptkit", "inspect", str(model), "--format", style]
+        done = subprocess.run(command, env=environment(), stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error[no-space]: ")
+    assert b"Traceback" not in done.stderr
