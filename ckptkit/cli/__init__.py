@@ -15,6 +15,7 @@ import click
 
 from ckptkit.cli.text import Terminal, clean, say
 from ckptkit.core.errors import CkptError
+from ckptkit.core.files import io_error
 from ckptkit.core.version import VERSION
 
 _COMMANDS = {
@@ -51,7 +52,7 @@ class Commands(click.Group):
             say([""] if sys.stderr.isatty() else [])
             raise click.exceptions.Exit(130) from None
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest goes nowhere
+            _mute()
             raise click.exceptions.Exit(141) from None
         return code
 
@@ -90,6 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, args)
     except click.ClickException as error:
         return _fail(_usage(error), args)
+    except OSError as error:  # reading and writing files raise CkptError: this is stdout, on a full disk say
+        _mute()
+        report(io_error(error))
+        return 2
     except Exception as error:  # a defect is said in one line too
         if os.environ.get("CKPTKIT_DEBUG"):
             raise
@@ -99,6 +104,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         if collecting:
             gc.enable()
+
+
+def _mute() -> None:
+    """Nobody takes what is still to be printed: it goes nowhere, at exit too."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def report(error: CkptError) -> None:
