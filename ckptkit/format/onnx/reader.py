@@ -8,7 +8,7 @@ graph, the subgraphs of control flow, model-local functions and training info. N
   listed as a tensor, a shorter one is a setting of the node
 - inside subgraphs: `node/attribute/` before the name (`node/attribute.0/` in a list of graphs), inside functions
   `domain.function/`, inside training info `training_info.0/initialization/`
-- a node without a name, or with one already taken in its graph, is called by operator and index (`If_3`)
+- a node without a name, or with one that another has, is called by operator and index (`If_3`)
 """
 
 from collections import Counter
@@ -172,7 +172,7 @@ class _Model:
     def _nodes(self, body: _Body, spans: list[Span]) -> Iterator[Node]:
         wire, operators = self._wire, self._operators
         wire.spend(len(spans), body.frame.span.at)
-        taken = set()
+        taken: set[str] = set()
         spans.reverse()
         for index in range(len(spans)):
             span = spans.pop()  # places are let go as nodes are made
@@ -186,6 +186,9 @@ class _Model:
             attributes = _NO_ATTRIBUTES
             if "attribute" in message:
                 label = name if name and name not in taken else f"{op}_{index}"
+                while label in taken:  # another node's own name
+                    label += "_"
+                taken.add(label)
                 constant = op == "Constant" and domain in ("", "ai.onnx")
                 if constant and len(outputs) != 1:
                     raise CkptError(
@@ -194,7 +197,6 @@ class _Model:
                 attributes = self._attributes(
                     body, label, message["attribute"], Frame(span, body.frame), outputs[0] if constant else ""
                 )
-            taken.add(name)
             yield Node(name, op, domain, tuple(message.get("input", ())), outputs, attributes)
 
     def _attributes(

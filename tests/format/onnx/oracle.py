@@ -67,7 +67,8 @@ def _graph(graph: Any, scope: str) -> Iterator[tuple[str, Content]]:
     taken = set()
     for index, node in enumerate(graph.node):
         label = node.name if node.name and node.name not in taken else f"{node.op_type}_{index}"
-        taken.add(node.name)
+        if node.attribute:
+            taken.add(label)
         for attribute in node.attribute:
             constant = node.op_type == "Constant" and node.domain in ("", "ai.onnx")
             base = scope + (node.output[0] if constant else f"{label}.{attribute.name}")

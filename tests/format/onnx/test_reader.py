@@ -226,6 +226,16 @@ def test_nodes_without_a_name_or_with_a_used_one_are_told_apart(tmp_path: Path) 
     assert list(graph) == ["Op_0.value", "n.value", "Op_2.value", "Op_3.value"]
 
 
+def test_a_node_named_as_another_would_be_is_told_apart(tmp_path: Path) -> None:
+    tensor = helper.make_tensor("", 1, [1], [1.0])
+    names = ("Op_1", "", "Op_3", "Op_3", "")
+    nodes = tuple(
+        helper.make_node("Op", [], [f"o{i}"], name=name, value=tensor) for i, name in enumerate(names)
+    )
+    graph = read(model(tmp_path / "m.onnx", nodes=nodes))
+    assert list(graph) == ["Op_1.value", "Op_1_.value", "Op_3.value", "Op_3_.value", "Op_4.value"]
+
+
 def test_three_gigabytes_of_weights_cost_their_header(tmp_path: Path) -> None:
     """More than protobuf itself can read. The weights are a hole in the file."""
     path = tmp_path / "big.onnx"

@@ -421,3 +421,18 @@ def test_each_weight_is_a_piece_of_its_name(mlp: Path) -> None:
     plan: Layout = layout(graph_of(mlp), "m.onnx", WriteOptions(external="external"))
     names = [p.name for f in plan.files for p in f.pieces if p.name]
     assert sorted(names) == sorted(graph_of(mlp))
+
+
+def test_real_models_compute_the_same_moved_and_renamed(shared_data: Path, tmp_path: Path) -> None:
+    paths = sorted(shared_data.rglob("version-slim-320*.onnx"))
+    if not paths:
+        pytest.skip("the model is not there")
+    for path in paths:
+        graph = graph_of(path)
+        assert [(v.name, v.shape) for v in graph.inputs] == [("input", (1, 3, 240, 320))]
+        feed = {"input": np.random.default_rng(0).random((1, 3, 240, 320), np.float32)}
+        before = outputs(path, feed)
+        moved = graph.rename({name: f"model.{name}" for name in graph})
+        for where in ("inline", "external"):
+            after = outputs(relaid(moved, tmp_path / path.stem / where, where), feed)
+            assert [a.tobytes() for a in after] == [b.tobytes() for b in before], (path, where)
