@@ -21,6 +21,8 @@ from ckptkit.core.version import VERSION
 _COMMANDS = {
     "inspect": "Look",
     "show": "Look",
+    "diff": "Compare",
+    "digest": "Compare",
     "convert": "Change",
     "formats": "About",
 }

@@ -1,0 +1,147 @@
+"""`ckptkit digest`: the content identity of checkpoints."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from ckptkit.cli import options, report
+from ckptkit.cli.progress import Bar
+from ckptkit.cli.text import clean, emit, plural, say
+from ckptkit.core.errors import CkptError
+from ckptkit.verbs.digest import Checked, Digest, check, digest
+from ckptkit.verbs.digest.listing import SCHEMA, line, load
+
+
+@click.command(
+    epilog=options.examples(
+        "ckptkit digest model.pt model.safetensors",
+        "ckptkit digest llama/ --tensors > llama.digests",
+        "ckptkit digest --check llama.digests",
+        "ckptkit digest --ignore-names model.pt model.onnx",
+    )
+)
+@click.argument("paths", metavar="PATH...", nargs=-1, type=click.Path())
+@click.option("--tensors", is_flag=True, help="List the digest of each tensor too.")
+@click.option("--ignore-names", is_flag=True, help="Digest the tensors without their names.")
+@click.option(
+    "--check", "listing", metavar="FILE", type=click.Path(),
+    help="Verify saved digests: this command's output, its --json, or a receipt of convert.",
+)  # fmt: skip
+@click.option("--textconv", is_flag=True, help="One line per tensor for git diff; exit code 0 whatever happens.")
+@options.include
+@options.exclude
+@options.section
+@options.variant
+@options.output("text", "json")
+@options.quiet
+def command(
+    paths: tuple[str, ...], tensors: bool, listing: str | None, textconv: bool, style: str | None, **chosen: Any
+) -> int:
+    """The content identity of checkpoints: the same in every format, order and sharding.
+
+    Each line is a BLAKE3 digest, two blanks and PATH. Two checkpoints with the same tensors under the same names
+    have the same digest, bit for bit; metadata does not count.
+
+    --check compares with what FILE says; a PATH given with it is read in the place of the one that FILE names.
+    """
+    if textconv:
+        from ckptkit.cli import textconv as lines
+
+        return lines.convert(paths, chosen["section"], chosen["variant"])
+    if listing is not None:
+        return _check(listing, paths, style, chosen)
+    if not paths:
+        raise click.UsageError("missing argument 'PATH...'")
+    start, between, end = ("[", ",\n", "]\n") if style == "json" and len(paths) > 1 else ("", "", "")
+    code = 0
+    for position, path in enumerate(paths):
+        sys.stdout.write(between if position else start)
+        try:
+            found = _digest(path, chosen)
+        except CkptError as error:
+            code = 2
+            if style == "json":
+                from ckptkit.cli import jsontext
+
+                sys.stdout.write(jsontext.error(error, path) + "\n")
+            else:
+                sys.stdout.flush()
+                report(error)
+            continue
+        if style == "json":
+            from ckptkit.cli import jsontext
+
+            whole = _whole(found, chosen)
+            document = {"schema": SCHEMA, "path": path, "digest": whole, "tensors": found.tensors}
+            sys.stdout.write(jsontext.dumps(document) + "\n")
+        else:
+            emit([line(path, None, _whole(found, chosen))])
+            if tensors:
+                emit(line(path, name, value) for name, value in found.tensors.items())
+    sys.stdout.write(end)
+    return code
+
+
+def _digest(path: str, chosen: Mapping[str, Any]) -> Digest:
+    with Bar(1, quiet=chosen["quiet"]) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.show(done)
+
+        wanted = {key: chosen[key] for key in ("section", "variant", "include", "exclude")}
+        return digest(path, progress=progress, **wanted)
+
+
+def _whole(found: Digest, chosen: Mapping[str, Any]) -> str:
+    return found.nameless if chosen["ignore_names"] else found.digest
+
+
+def _check(listing: str, paths: tuple[str, ...], style: str | None, chosen: Mapping[str, Any]) -> int:
+    """Compare with saved digests: 0 all as saved, 1 some are not, 2 something could not be read."""
+    saved = load(listing)
+    if paths:
+        listed = list(dict.fromkeys(item.path for item in saved))
+        if len(paths) != len(listed):
+            says = f"{listing} lists {plural(len(listed), 'checkpoint')}, and {len(paths)} were given"
+            raise click.UsageError(says)
+        now = dict(zip(listed, paths, strict=True))
+        saved = [item._replace(path=now[item.path]) for item in saved]
+
+    def compute(path: str) -> tuple[str, Mapping[str, str]]:
+        found = _digest(path, chosen)
+        return _whole(found, chosen), found.tensors
+
+    results: list[Checked] = []
+    for result in check(saved, compute):
+        results.append(result)
+        if style != "json":
+            _tell(result, chosen["quiet"])
+    bad = [r for r in results if r.status != "ok"]
+    if style == "json":
+        from ckptkit.cli import jsontext
+
+        rows = [{"path": r.path, "name": r.name, "status": r.status} for r in results]
+        verdict = "different" if bad else "equal"
+        document = {"schema": "ckptkit.digest-check/1", "verdict": verdict, "results": rows}
+        sys.stdout.write(jsontext.dumps(document) + "\n")
+    elif bad:
+        sys.stdout.flush()
+        say([f"{len(bad)} of {plural(len(results), 'digest')} did not match"])
+    return 2 if any(r.status == "unread" for r in bad) else int(bool(bad))
+
+
+_WORDS = {"ok": "OK", "failed": "FAILED", "missing": "MISSING", "unread": "FAILED to read"}
+
+
+def _tell(result: Checked, quiet: bool) -> None:
+    """One line for each checkpoint, and for each tensor that is not as saved."""
+    if result.status == "ok" and (quiet or result.name is not None):
+        return
+    name = f"  {clean(result.name)}" if result.name is not None else ""
+    emit([f"{clean(result.path)}{name}: {_WORDS[result.status]}"])
+    if result.error is not None:
+        sys.stdout.flush()
+        report(result.error)

@@ -1,0 +1,189 @@
+"""diff: what changed between two checkpoints, and are they the same.
+
+Names, dtypes, shapes and ties come from the headers. Tensors of one name and shape are then compared byte by byte,
+and only where bytes differ, or dtypes do, are values looked at. What has no partner of its name is looked for by
+content.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from ckptkit.core.globs import selected
+from ckptkit.core.graph import TensorGraph
+from ckptkit.core.tensor import Tensor
+from ckptkit.format import read
+from ckptkit.match.compare import differing
+from ckptkit.match.reading import shared
+from ckptkit.match.values import Tolerance, Values, comparable, distance
+from ckptkit.rules.prefix import Prefix
+from ckptkit.verbs.diff.graphs import others
+from ckptkit.verbs.diff.result import Diff, Entry, Kind, Other, Renamed, Side, Spec, Status
+
+__all__ = ["Diff", "Entry", "Other", "Renamed", "Side", "Spec", "diff"]
+
+Checkpoint = TensorGraph | str | os.PathLike[str]
+Progress = Callable[[str, int, int], None]  # phase, bytes done, bytes in all
+
+
+def diff(
+    a: Checkpoint,
+    b: Checkpoint,
+    *,
+    section: str | None = None,
+    variant: str | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    rules: Sequence[str] = (),
+    values: bool = True,
+    rtol: float | None = None,
+    atol: float | None = None,
+    progress: Progress | None = None,
+) -> Diff:
+    """What changed from A to B, two checkpoints of any readable format.
+
+    Args:
+        a, b: a path, or a graph as `read` gives it.
+        section, variant: as in `read`, for those given as paths.
+        include, exclude: shell patterns of tensor names, which select from both.
+        rules: `strip:PREFIX` or `add:PREFIX`, applied in order to the names of A before comparing.
+        values: compare values and look for renamed tensors; else only headers are read.
+        rtol, atol: let values be equal that are as close as |a − b| ≤ atol + rtol·|b|, with the defaults 0. Without
+            either only equal bits are equal.
+        progress: called with the phase, the bytes done and all bytes.
+
+    Raises CkptError when a checkpoint cannot be read, a pattern or rule applies to nothing, or two tensors would
+    get one name.
+    """
+    graphs = [g if isinstance(g, TensorGraph) else read(g, section, variant=variant) for g in (a, b)]
+    left, right = _renamed(graphs[0], rules), graphs[1]
+    if include or exclude:
+        chosen = set(selected(dict.fromkeys((*left, *right)), include, exclude))
+        left, right = (g.select([name for name in g if name in chosen]) for g in (left, right))
+    given = rtol is not None or atol is not None
+    tolerance = Tolerance(rtol or 0.0, atol or 0.0) if given else None
+    entries = list(_entries(left, right, tolerance, values, progress))
+    renamed: list[Renamed] = []
+    constants: frozenset[str] = frozenset()
+    if values and any(not e.a or not e.b or not {"values", "shape"}.isdisjoint(e.kinds) for e in entries):
+        from ckptkit.verbs.diff.moved import explained
+
+        entries, renamed, constants = explained(left, right, entries)
+    return Diff(
+        a=_side(left),
+        b=_side(right),
+        entries=tuple(entries),
+        renamed=tuple(renamed),
+        constants=constants,
+        other=tuple(others(left, right)),
+        tolerance=tolerance,
+        read=values,
+        graphs=bool(left.nodes and right.nodes),
+    )
+
+
+def _renamed(graph: TensorGraph, rules: Sequence[str]) -> TensorGraph:
+    for rule in rules:
+        graph = Prefix.parse(rule).apply(graph).graph
+    return graph
+
+
+def _side(graph: TensorGraph) -> Side:
+    return Side(graph.origin.path, graph.origin.format, len(graph), graph.nbytes)
+
+
+def _entries(
+    a: TensorGraph, b: TensorGraph, tolerance: Tolerance | None, values: bool, progress: Progress | None
+) -> Iterator[Entry]:
+    common = [name for name in a if name in b]
+    unequal: frozenset[str] = frozenset()
+    distances: dict[str, Values | None] = {}
+    if values:
+        pairs = {name: (a[name], b[name]) for name in common if a[name].shape == b[name].shape}
+        alike = {name: pair for name, pair in pairs.items() if pair[0].dtype is pair[1].dtype}
+        unequal = differing(alike, _phase("compare", alike, progress))
+        apart = {
+            name: pair
+            for name, pair in pairs.items()
+            if name in unequal or (name not in alike and comparable(pair[0].dtype, pair[1].dtype))
+        }
+        distances = _distances(apart, tolerance, _phase("measure", apart, progress))
+    groups = [[names for names in graph.storages() if len(names) > 1] for graph in (a, b)]
+    ties = [_ties(some, set(common)) for some in groups]
+    firsts = [{name: names[0] for names in some for name in names[1:]} for some in groups]
+
+    def spec(side: int, name: str, tensor: Tensor) -> Spec:
+        return Spec(tensor.dtype.name, tensor.shape, firsts[side].get(name))
+
+    for name, tensor in a.items():
+        other = b.get(name)
+        if other is None:
+            yield Entry(name, "removed", (), spec(0, name, tensor), None)
+            continue
+        measured = distances.get(name)
+        moved = name in unequal if measured is None else not measured.equal
+        facts: tuple[tuple[Kind, bool], ...] = (
+            ("dtype", tensor.dtype is not other.dtype),
+            ("shape", tensor.shape != other.shape),
+            ("values", moved),
+            ("tie", ties[0].get(name) != ties[1].get(name)),
+        )
+        kinds = tuple(kind for kind, holds in facts if holds)
+        status: Status = "equal"
+        if kinds:
+            status = "changed"
+        elif not values:
+            status = "unread"
+        elif measured is not None and measured.changed:
+            status = "close"
+        shown = measured if measured is not None and measured.changed else None
+        yield Entry(name, status, kinds, spec(0, name, tensor), spec(1, name, other), shown)
+    for name, tensor in b.items():
+        if name not in a:
+            yield Entry(name, "added", (), None, spec(1, name, tensor))
+
+
+def _ties(groups: Sequence[tuple[str, ...]], common: set[str]) -> dict[str, tuple[str, ...]]:
+    """Tied name → all names of its group, of those that are in both checkpoints."""
+    shared_names = (tuple(sorted(common.intersection(names))) for names in groups)
+    return {name: names for names in shared_names if len(names) > 1 for name in names}
+
+
+def _distances(
+    pairs: Mapping[str, tuple[Tensor, Tensor]], tolerance: Tolerance | None, progress: Callable[[int], None] | None
+) -> dict[str, Values | None]:
+    found: dict[str, Values | None] = {}
+    lock = threading.Lock()
+
+    def measure(name: str) -> None:
+        a, b = pairs[name]
+        found[name] = distance(a, b, tolerance)
+        if progress is not None:
+            with lock:
+                progress(a.nbytes)
+
+    @contextmanager
+    def worker() -> Iterator[Callable[[str], None]]:
+        yield measure
+
+    largest_first = sorted(pairs, key=lambda name: -pairs[name][0].nbytes)
+    shared(largest_first, worker, sum(a.nbytes for a, _ in pairs.values()))
+    return found
+
+
+def _phase(
+    name: str, pairs: Mapping[str, tuple[Tensor, Tensor]], progress: Progress | None
+) -> Callable[[int], None] | None:
+    """A progress of its own for one phase, in bytes of A."""
+    if progress is None:
+        return None
+    total = sum(a.nbytes for a, _ in pairs.values())
+    done = 0
+
+    def advance(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        progress(name, done, total)
+
+    return advance

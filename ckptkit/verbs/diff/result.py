@@ -1,0 +1,152 @@
+"""What diff returns: values, whose rendering is the command line's work."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from ckptkit.match.values import Tolerance, Values
+
+Kind = Literal["dtype", "shape", "values", "tie"]
+Status = Literal["equal", "close", "unread", "changed", "added", "removed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two checkpoints: where it is, its registry format, how many tensors and logical bytes."""
+
+    path: str
+    format: str
+    tensors: int
+    nbytes: int
+
+
+class Spec(NamedTuple):
+    """A tensor as its manifest states it; `tied_to` is the first name of its tie group, None for that itself."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    tied_to: str | None = None
+
+
+class Entry(NamedTuple):
+    """One name, in either checkpoint or in both.
+
+    Attributes:
+        name: in both checkpoints.
+        status: `equal` (every bit); `close` (within the tolerance given); `unread` (nothing differs in the
+            headers, values were not asked for); `changed`; `added` (only in B); `removed` (only in A).
+        kinds: what changed, in the order dtype, shape, values, tie.
+        a, b: the tensor on either side; None where it is not there.
+        values: the distance of B from A; None where the values are equal, were not read or cannot be compared.
+        how: what makes B from A exactly, where that is known: a cast, a transposition; else "".
+    """
+
+    name: str
+    status: Status
+    kinds: tuple[Kind, ...]
+    a: Spec | None
+    b: Spec | None
+    values: Values | None = None
+    how: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """A tensor that has another name or layout on the other side, found by its content.
+
+    Attributes:
+        sources: names in A that it is made from; `target`: the name in B.
+        how: `renamed`, `transposed`, `permuted`, `reshaped`, `cast`, `slice`, `concat`, `stack`, `folded`.
+        text: how exactly, in one line.
+        certain: False where other sources would do as well, `why` says which way it was settled.
+        ulp: of a folded weight the distance from what the formula gives, in units of the last place.
+        backward: the tensor of A is made from that of B.
+    """
+
+    sources: tuple[str, ...]
+    target: str
+    how: str
+    text: str = ""
+    certain: bool = True
+    why: str = ""
+    ulp: int = 0
+    backward: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """A difference that is not in a tensor.
+
+    Attributes:
+        what: `metadata`, `object`, `graph`, `opset`, `input`, `output`, `node`, `attribute`, `inputs`, `outputs`.
+        name: key, path or name of the thing.
+        a, b: it on either side, JSON-able; None where it is not there.
+        counts: whether it makes the checkpoints different. Metadata and objects do not.
+    """
+
+    what: str
+    name: str
+    a: Any
+    b: Any
+    counts: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """What changed from checkpoint A to checkpoint B.
+
+    Attributes:
+        a, b: the two.
+        entries: every name, in the order of A, those only in B after it; without what `renamed` accounts for.
+        renamed: tensors found again by content under other names or in other layouts.
+        constants: names on one side only that are settings of a graph, not weights; they are `added` or `removed`
+            entries too, and count only where both sides have a graph.
+        other: differences outside the tensors.
+        tolerance: what counts as close; None: only equal bits are equal.
+        read: whether values were compared.
+        graphs: whether both have a graph.
+    """
+
+    a: Side
+    b: Side
+    entries: tuple[Entry, ...]
+    renamed: tuple[Renamed, ...] = ()
+    constants: frozenset[str] = frozenset()
+    other: tuple[Other, ...] = ()
+    tolerance: Tolerance | None = None
+    read: bool = True
+    graphs: bool = False
+
+    @property
+    def equal(self) -> bool:
+        """Whether nothing that counts differs."""
+        return not self.renamed and not any(o.counts for o in self.other) and not any(map(self._counts, self.entries))
+
+    @property
+    def verdict(self) -> Literal["equal", "different"]:
+        return "equal" if self.equal else "different"
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """Names only in B."""
+        return tuple(e.name for e in self.entries if e.status == "added")
+
+    @property
+    def removed(self) -> tuple[str, ...]:
+        """Names only in A."""
+        return tuple(e.name for e in self.entries if e.status == "removed")
+
+    @property
+    def changed(self) -> Mapping[str, Entry]:
+        """Name → entry of what is in both and not the same."""
+        return {e.name: e for e in self.entries if e.status == "changed"}
+
+    @property
+    def identical(self) -> int:
+        """How many names hold the same bits on both sides (the same dtype and shape, if values were not read)."""
+        return sum(e.status in ("equal", "unread") for e in self.entries)
+
+    def _counts(self, entry: Entry) -> bool:
+        if entry.status in ("added", "removed"):
+            return self.graphs or entry.name not in self.constants
+        return entry.status == "changed"

@@ -1,0 +1,142 @@
+"""Saved digests: lines as `sha256sum` writes them, `digest --json`, and receipts of conversions.
+
+A line is the digest, two blanks and the path, and for a single tensor a tab and its name. As in `sha256sum`, a line
+whose path or name holds a backslash, a tab or a line break begins with a backslash, and has those written as `\\\\`,
+`\\t`, `\\n`, `\\r`.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from ckptkit.core.budgets import DEFAULT_BUDGETS
+from ckptkit.core.errors import CkptError
+from ckptkit.core.files import File
+from ckptkit.match import receipt
+
+SCHEMA = "ckptkit.digest/1"
+
+_LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *]([^\t]+)(?:\t(.*))?")
+_ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_UNESCAPES = {written: meant for meant, written in _ESCAPES.items()}
+
+
+Outcome = Literal["ok", "failed", "missing", "unread"]
+
+
+class Listed(NamedTuple):
+    """One saved digest: of a whole checkpoint, or of one tensor in it (`name`)."""
+
+    path: str
+    name: str | None
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What became of a saved digest: `missing` is a tensor that is no longer there, `unread` has an `error`."""
+
+    path: str
+    name: str | None
+    status: Outcome
+    error: CkptError | None = None
+
+
+def line(path: str, name: str | None, digest: str) -> str:
+    """One saved digest as a line of text."""
+    plain = path if name is None else f"{path}\t{name}"
+    escaped = path.translate(_TABLE) if name is None else f"{path.translate(_TABLE)}\t{name.translate(_TABLE)}"
+    return f"{'' if plain == escaped else chr(92)}{digest}  {escaped}"
+
+
+_TABLE = str.maketrans(_ESCAPES)
+
+
+def load(path: str) -> list[Listed]:
+    """The digests saved in a file. Raises CkptError `listing-invalid`, or what reading raises."""
+    file = File.at(path)
+    if file.size > DEFAULT_BUDGETS.header_bytes:
+        raise CkptError("over-budget", f"a listing of {file.size} bytes", path)
+    with file.open() as reader:
+        data = reader.read(0, file.size)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        raise CkptError("listing-invalid", "this is no text", path) from None
+    found = list(_from_json(text, path) if text.lstrip()[:1] in ("{", "[") else _from_lines(text, path))
+    if not found:
+        raise CkptError("listing-invalid", "the file holds no digests", path)
+    return found
+
+
+def _from_lines(text: str, path: str) -> Iterator[Listed]:
+    for number, row in enumerate(text.split("\n"), 1):
+        if not row.strip():
+            continue
+        match = _LINE.fullmatch(row.removesuffix("\r"))
+        if match is None:
+            hint = "as `ckptkit digest` writes it: 64 hexadecimal digits, two blanks, a path"
+            raise CkptError("listing-invalid", "this line is no digest", f"{path}, line {number}", hint)
+        escaped, digest, where, name = match.groups()
+        texts = [_unescaped(part) if escaped and part is not None else part for part in (where, name)]
+        yield Listed(texts[0] or "", texts[1], digest)
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\.", lambda match: _UNESCAPES.get(match[0], match[0]), text)
+
+
+def _from_json(text: str, path: str) -> Iterator[Listed]:
+    try:
+        document = json.loads(text)
+        for item in document if isinstance(document, list) else [document]:
+            yield from _JSON[item["schema"]](item)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        hint = "`convert --receipt` and `digest --json` write such files"
+        raise CkptError("listing-invalid", "this JSON holds no digests", path, hint) from None
+
+
+def _of_digest(item: Mapping[str, Any]) -> Iterator[Listed]:
+    yield Listed(_text(item["path"]), None, _text(item["digest"]))
+    for name, digest in item["tensors"].items():
+        yield Listed(_text(item["path"]), name, _text(digest))
+
+
+def _of_receipt(item: Mapping[str, Any]) -> Iterator[Listed]:
+    yield Listed(_text(item["target"]), None, _text(item["digest"]))
+    for tensor in item["tensors"]:
+        yield Listed(_text(item["target"]), _text(tensor["name"]), _text(tensor["digest"]))
+
+
+_JSON: dict[str, Callable[[Mapping[str, Any]], Iterator[Listed]]] = {
+    SCHEMA: _of_digest,
+    receipt.SCHEMA: _of_receipt,
+}
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def check(saved: list[Listed], compute: Callable[[str], tuple[str, Mapping[str, str]]]) -> Iterator[Checked]:
+    """Compare saved digests with what is there now.
+
+    `compute` gives the digest of a checkpoint and those of its tensors by name, or raises CkptError.
+    """
+    by_path: dict[str, list[Listed]] = {}
+    for item in saved:
+        by_path.setdefault(item.path, []).append(item)
+    for path, items in by_path.items():
+        try:
+            whole, tensors = compute(path)
+        except CkptError as error:
+            yield Checked(path, None, "unread", error)
+            continue
+        for _, name, digest in items:
+            now = whole if name is None else tensors.get(name)
+            outcome: Outcome = "ok" if now == digest else "missing" if now is None else "failed"
+            yield Checked(path, name, outcome)
