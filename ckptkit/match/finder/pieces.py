@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
+ORDERS = 150  # most orders of axes tried at one place
 HITS = 64  # most places tried for one part
 RUNS = 4096  # most contiguous runs of a part in a whole
 SLICES = 16  # most of them written as slices put together, not as a list of indices
@@ -81,13 +82,21 @@ def joined(
     doubles = _doubles(sources, prints)
     parts = {names[0]: sources[names[0]] for names in doubles}
     alike = {names[0]: tuple(names) for names in doubles}
-    found: defaultdict[str, defaultdict[Face, list[Placement]]] = defaultdict(lambda: defaultdict(list))
+    tried: dict[object, list[Placement]] = {}  # the orders of axes of one part at one place
     for place in _places(targets, parts, prints):
-        found[place.whole.name][place.whole].append(place)
+        tried.setdefault((place.whole, place.part, place.runs), []).append(place)
+
+    def prove(orders: list[Placement]) -> Placement | None:
+        return next((place for place in orders if _proved(place, targets, parts)), None)
+
+    found: defaultdict[str, defaultdict[Face, list[Placement]]] = defaultdict(lambda: defaultdict(list))
+    for sure in prints.workers.map(prove, tried.values()):
+        if sure is not None:
+            found[sure.whole.name][sure.whole].append(sure)
     for name in targets:
         for face, places in found.get(name, {}).items():
             chosen = _cover(face.shape[face.dim], places)
-            if chosen and all(prints.workers.map(lambda p: _proved(p, targets, parts), chosen)):
+            if chosen:
                 expression, how = _join(chosen, parts, targets[name].shape)
                 names = dict.fromkeys(place.part.name for place in chosen)
                 yield Proposal(Match(name, expression, how), {n: alike[n] for n in names})
@@ -237,7 +246,7 @@ class _Index:
         """The orders of the part's axes that give the whole's."""
         others = [axis for axis in range(len(part.shape)) if axis != part.dim]
         wanted = whole.shape[: whole.dim] + whole.shape[whole.dim + 1 :]
-        for order in islice(permutations(others), 24):
+        for order in islice(permutations(others), ORDERS):
             if tuple(part.shape[axis] for axis in order) == wanted:
                 dims = (*order[: whole.dim], part.dim, *order[whole.dim :])
                 yield Placement(part, whole, dims, base, lattice, runs)
