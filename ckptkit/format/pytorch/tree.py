@@ -123,7 +123,7 @@ class _Walk:
         self.walked: set[int] = set()
         self.first = 0  # things met for the first time, and again
         self.again = 0
-        self.room = budgets.string_bytes  # characters that names may still have
+        self.room = budgets.header_bytes  # characters that names may still have
         self.path = ""
         self.keep: list[object] = []  # nodes made on the way, whose ids must stay taken
 
