@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckptkit.cli import options, render, report
+from ckptkit.cli.facts import facts
 from ckptkit.cli.progress import Bar
 from ckptkit.cli.text import Terminal, clean, emit
 from ckptkit.core.errors import CkptError
@@ -103,7 +104,7 @@ def _look(path: str, chosen: dict[str, Any]) -> tuple[TensorGraph, Measured | No
 def _text(graph: TensorGraph, measured: Measured | None, chosen: dict[str, Any]) -> None:
     terminal = Terminal.of(sys.stdout)
     summary = summarise(graph)
-    emit(render.facts(graph, summary, _title(graph), terminal, chosen["quiet"]))
+    emit(facts(graph, summary, _title(graph), terminal, chosen["quiet"]))
     if chosen["objects"]:
         emit(render.objects(graph.objects, terminal))
     elif measured is not None:

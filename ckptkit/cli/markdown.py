@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ckptkit.cli import render
+from ckptkit.cli.facts import facts
 from ckptkit.cli.text import Terminal, clean, number
 from ckptkit.core.graph import TensorGraph
 from ckptkit.verbs.inspect import Summary
@@ -23,10 +24,10 @@ def document(
     objects: bool,
 ) -> Iterator[str]:
     """The facts as a list, then the tensors (or the other values) as a table."""
-    answer, *rest = render.facts(graph, summary, title, _PLAIN, quiet=False)
-    path, _, facts = answer.partition("   ")
+    answer, *rest = facts(graph, summary, title, _PLAIN, quiet=False)
+    path, _, said = answer.partition("   ")
     yield f"### {_code(path)}\n"
-    yield f"{escape(facts)}\n"
+    yield f"{escape(said)}\n"
     for line in rest:
         yield f"- {escape(line)}"
     if rest:

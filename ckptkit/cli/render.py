@@ -1,6 +1,6 @@
-"""A checkpoint on the terminal: the answer, the facts, then the tensors folded by layer."""
+"""Tables for people: the tensors folded by layer, their statistics, the values that are no tensors."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ckptkit.cli.text import (
@@ -8,28 +8,22 @@ from ckptkit.cli.text import (
     clean,
     columns,
     count,
-    finding_text,
     number,
     pad,
-    plural,
     shape,
     shorten,
     size,
 )
-from ckptkit.core.graph import Leaf, TensorGraph, Value
+from ckptkit.core.graph import Leaf
 from ckptkit.core.names import Branch, fold
 from ckptkit.core.tensor import Tensor
-from ckptkit.verbs.inspect import Summary
 
 if TYPE_CHECKING:
     from ckptkit.core.numeric import Statistics
 
 HEADING = 8  # lines below a prefix that make it a heading of its own
-FEW = 8  # facts of one kind shown before "and N more"
 COLUMN = 100  # longest labels that the columns of a pipe make room for
-OVERHEAD = 1_000  # bytes that a container may take for each tensor
-SLACK = 1.05  # stored and logical bytes closer than this are the same
-LIMIT = 20  # findings and ties shown one by one
+COMMON = 20  # tensors with one note before it is told once for all of them
 
 
 class Look(NamedTuple):
@@ -84,7 +78,7 @@ def common_notes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     for tensor in tensors.values():
         if tensor.note:
             counts[tensor.note] = counts.get(tensor.note, 0) + 1
-    return {note: times for note, times in counts.items() if times > LIMIT}
+    return {note: times for note, times in counts.items() if times > COMMON}
 
 
 def _add(
@@ -192,151 +186,10 @@ def shorten_end(text: str, width: int) -> str:
     """The first columns of a text, with a mark where the rest is left out."""
     if columns(text) <= width:
         return text
+    text = text[: width - 1]
     while columns(text) > width - 1:
         text = text[:-1]
     return text + "…"
-
-
-def facts(graph: TensorGraph, summary: Summary, title: str, terminal: Terminal, quiet: bool) -> Iterator[str]:
-    """What a checkpoint is, in a few lines: the answer first."""
-    yield from _answer(graph, summary, title, terminal)
-    for key, values in (
-        ("looks like", _scheme(summary)),
-        ("wrapped in", _wrappers(summary)),
-        ("quantised", [f"{q.family} ({plural(q.weights, 'weight')})" for q in summary.quantized]),
-        ("sections", _sections(graph)),
-        ("stored", _stored(graph, summary)),
-        ("ties", _ties(summary)),
-        ("graph", _operators(graph)),
-        ("inputs", _values(graph.inputs, graph.tensors)),
-        ("outputs", _values(graph.outputs, {})),
-        ("tensors", [f"{clean(note)} ×{n}" for note, n in common_notes(graph.tensors).items()]),
-        ("metadata", _metadata(graph.metadata)),
-        ("objects", _objects(graph.objects)),
-        ("not run", _not_run(graph)),
-    ):
-        if values:
-            yield from terminal.fact(key, values)
-    shown = [f for f in graph.findings if not quiet or f.severity != "note"]
-    for finding in shown[:LIMIT]:
-        yield from terminal.prose(finding.severity, finding_text(finding))
-    if len(shown) > LIMIT:
-        yield from terminal.prose("note", f"{len(shown) - LIMIT} more findings; --json lists them all")
-
-
-def _answer(graph: TensorGraph, summary: Summary, title: str, terminal: Terminal) -> Iterator[str]:
-    container = graph.origin.container
-    what = title if container in ("", title) else clean(f"{title}, {container}")
-    values = [what, size(summary.nbytes), plural(summary.tensors, "tensor")]
-    if summary.parameters:
-        unit = "parameter" if summary.parameters == 1 else "parameters"
-        values.append(f"{count(summary.parameters)} {unit}")
-    shares = summary.dtypes
-    if len(shares) == 1:
-        values += shares
-    elif shares:
-        texts = [f"{dtype} ×{tensors}" for dtype, (tensors, _) in shares.items()]
-        values.append(", ".join(_few(texts, len(texts), FEW // 2)))
-    path = clean(graph.origin.path)
-    line = f"{path}   {' · '.join(values)}"
-    if terminal.width is None or columns(line) <= terminal.width:
-        yield line.replace(path, terminal.paint(path, "bold"), 1)
-        return
-    yield terminal.paint(shorten(path, terminal.width), "bold")
-    yield from terminal.fact("", values)
-
-
-def _scheme(summary: Summary) -> list[str]:
-    naming = summary.naming
-    if not naming.scheme:
-        return []
-    sizes = [f"{n} {what}" if what in _PLURAL else f"{what} {n}" for what, n in naming.sizes]
-    return [", ".join([f"{naming.scheme} ({naming.family} names)", *sizes])]
-
-
-def _wrappers(summary: Summary) -> list[str]:
-    """What stands around the names, and how to take off what stands before them."""
-    wrappers = summary.naming.wrappers
-    before = "".join(w for w in wrappers if not w.startswith("…"))
-    hint = [f"convert --rules strip:{before} takes it off"] if before else []
-    return ["".join(wrappers), *hint] if wrappers else []
-
-
-_PLURAL = ("layers", "heads", "key/value heads", "experts", "classes", "positions")
-
-
-def _sections(graph: TensorGraph) -> list[str]:
-    chosen = graph.origin.section
-    return [
-        f"{clean(s.name) or '(top)'} {size(s.nbytes) if s.tensors else ''}".strip()
-        + (" (shown)" if s.name == chosen else "")
-        for s in graph.origin.sections
-    ]
-
-
-def _stored(graph: TensorGraph, summary: Summary) -> list[str]:
-    """Only where stored and logical bytes differ by more than headers and padding."""
-    storages = graph.origin.details.get("stored_storages_nbytes", 0)
-    shown = sum(section.nbytes for section in graph.origin.sections) or summary.stored
-    if storages > shown * SLACK + 100_000:
-        return [f"{size(storages)} for {size(shown)} of tensors", "some are slices of larger storages"]
-    if summary.slices and summary.stored > summary.nbytes * SLACK:
-        few = plural(len(summary.slices), "tensor") + (" is a view" if len(summary.slices) == 1 else " are views")
-        return [f"{size(summary.stored)} for {size(summary.nbytes)} of tensors", f"{few} of larger storages"]
-    if summary.stored and summary.nbytes > summary.stored * SLACK:
-        return [f"{size(summary.stored)} for {size(summary.nbytes)} of tensors", "expanded or compressed"]
-    spare = summary.files - summary.stored
-    headers = OVERHEAD * summary.tensors
-    if not graph.origin.sections and spare > 1_000_000 + headers and spare > summary.files // 10:
-        return [f"{size(summary.files)} for {size(summary.nbytes)} of tensors", f"{size(spare)} are no tensor's"]
-    return []
-
-
-def _ties(summary: Summary) -> list[str]:
-    ties = [f"{clean(name)} = {clean(first)}" for name, first in list(summary.ties.items())[: FEW // 2]]
-    return _few(ties, len(summary.ties), FEW // 2)
-
-
-def _operators(graph: TensorGraph) -> list[str]:
-    histogram = graph.origin.details.get("operators")
-    if not histogram:
-        return []
-    ops = [f"{clean(op)} ×{times}" for op, times in list(histogram.items())[:FEW]]
-    return [plural(sum(histogram.values()), "node"), *_few(ops, len(histogram), FEW)]
-
-
-def _values(values: Iterable[Value], initializers: Mapping[str, Tensor]) -> list[str]:
-    """Inputs that are also initializers are weights with a default, as old exporters wrote them."""
-    texts = [
-        f"{clean(v.name)} {v.dtype} {shape(v.shape) if v.shape is not None else ''}".rstrip()
-        for v in values
-        if v.name not in initializers
-    ]
-    return _few(texts[:FEW], len(texts), FEW)
-
-
-def _metadata(metadata: Mapping[str, str]) -> list[str]:
-    texts = [
-        "versions of modules" if key == "_metadata" else f"{clean(key)}={shorten(clean(text[:200]), 40)}"
-        for key, text in list(metadata.items())[:FEW]
-    ]
-    return _few(texts, len(metadata), FEW)
-
-
-def _objects(objects: Sequence[Leaf]) -> list[str]:
-    plain = [leaf for leaf in objects if isinstance(leaf.value, (bool, int, float, str)) and not leaf.opaque]
-    plain.sort(key=lambda leaf: leaf.path.count("."))  # what stands at the top says most
-    texts = [f"{shorten(clean(leaf.path), 40)} {shorten(_short(leaf.value), 40)}" for leaf in plain[: FEW // 2]]
-    if not texts:
-        return [f"{plural(len(objects), 'value')} (--objects)"] if objects else []
-    rest = len(objects) - len(texts)
-    return [*texts, f"{rest} more (--objects)"] if rest else texts
-
-
-def _not_run(graph: TensorGraph) -> list[str]:
-    """Classes and functions that the file names; loading it with pickle would have run them."""
-    names = graph.origin.details.get("classes_not_run") or ()
-    return _few([clean(name) for name in names[:FEW]], len(names), FEW)
 
 
 def objects(leaves: Sequence[Leaf], terminal: Terminal) -> Iterator[str]:
@@ -351,13 +204,10 @@ def objects(leaves: Sequence[Leaf], terminal: Terminal) -> Iterator[str]:
 
 def value(leaf: Leaf) -> str:
     """A non-tensor value in at most 60 columns."""
-    return "(not run)" if leaf.opaque else "" if leaf.value is None else _short(leaf.value)
+    return "(not run)" if leaf.opaque else "" if leaf.value is None else brief(leaf.value)
 
 
-def _short(content: object) -> str:
+def brief(content: object) -> str:
+    """A plain value in at most 60 columns."""
     text = content if isinstance(content, str) else repr(content)
     return shorten(clean(text[:1000]), 60)
-
-
-def _few(texts: list[str], total: int, limit: int) -> list[str]:
-    return [*texts[:limit], f"{total - limit} more"] if total > limit else texts
