@@ -292,9 +292,9 @@ def _series(segments: list[str]) -> list[_Place | None]:
             sizes[choice.around] = sizes.get(choice.around, 0) + 1
     found = [max(some, key=lambda choice: sizes[choice.around], default=None) for some in choices]
     chosen: dict[tuple[str, str], int] = {}
-    for choice in found:
-        if choice is not None:
-            chosen[choice.around] = chosen.get(choice.around, 0) + 1
+    for pick in found:
+        if pick is not None:
+            chosen[pick.around] = chosen.get(pick.around, 0) + 1
     return [choice if choice and chosen[choice.around] > 1 else None for choice in found]
 
 
