@@ -5,7 +5,8 @@ An attribute of a function body that refers to an argument (`ref_attr_name`) has
 """
 
 import struct
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ckptkit.core.dtypes import DTYPES
@@ -37,12 +38,17 @@ class Attribute:
 
     name: str
     value: Any = None
-    tensors: list[Span] = field(default_factory=list)
-    sparse: list[Span] = field(default_factory=list)
-    graphs: list[Span] = field(default_factory=list)
+    tensors: Sequence[Span] = ()
+    sparse: Sequence[Span] = ()
+    graphs: Sequence[Span] = ()
     numbers: tuple[Run, ...] | None = None
     dtype: str = ""
     shape: tuple[int, ...] = ()
+
+    @property
+    def plain(self) -> bool:
+        """Whether the value is all there is."""
+        return not (self.tensors or self.sparse or self.graphs) and self.numbers is None
 
 
 class AttributeReader:
@@ -96,20 +102,9 @@ class AttributeReader:
             case "t" | "sparse_tensor" | "g":
                 if value is None:
                     raise CkptError("onnx-attribute", f"no value, where the type says {held}", where)
-                attribute = Attribute(name)
-                {"t": attribute.tensors, "sparse_tensor": attribute.sparse, "g": attribute.graphs}[
-                    held
-                ].append(value)
-                return attribute
+                return _holding(Attribute(name), held, (value,))
             case "tensors" | "sparse_tensors" | "graphs":
-                spans = value or []
-                attribute = Attribute(name, [None] * len(spans))
-                {
-                    "tensors": attribute.tensors,
-                    "sparse_tensors": attribute.sparse,
-                    "graphs": attribute.graphs,
-                }[held].extend(spans)
-                return attribute
+                return _holding(Attribute(name, [None] * len(value or ())), held, value or ())
             case "floats" | "ints":
                 return self._numbers(name, held, tuple(value or ()), constant, where)
             case "i":
@@ -176,3 +171,13 @@ class AttributeReader:
             return data.decode()
         except UnicodeDecodeError:
             return data
+
+
+def _holding(attribute: Attribute, held: str, spans: Sequence[Span]) -> Attribute:
+    if held in ("t", "tensors"):
+        attribute.tensors = spans
+    elif held in ("g", "graphs"):
+        attribute.graphs = spans
+    else:
+        attribute.sparse = spans
+    return attribute

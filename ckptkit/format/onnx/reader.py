@@ -205,16 +205,17 @@ class _Model:
         """The attributes of one node. Adds the tensors among them, puts the subgraphs on the waiting list."""
         self._wire.spend(len(spans), parent.span.at)
         values: dict[str, Any] = {}
+        where = body.scope + label
         for span in spans:
-            frame = Frame(span, parent)
-            attribute = self._attribute_reader.read(span, f"{body.scope}{label}", bool(constant))
+            attribute = self._attribute_reader.read(span, where, bool(constant))
             name = attribute.name
             if name in values:
-                raise CkptError(
-                    "duplicate-name", f"two attributes named {name!r} on one node", body.scope + label
-                )
-            base = body.scope + (constant or f"{label}.{name}")
+                raise CkptError("duplicate-name", f"two attributes named {name!r} on one node", where)
             values[name] = attribute.value
+            if attribute.plain:
+                continue
+            frame = Frame(span, parent)
+            base = body.scope + (constant or f"{label}.{name}")
             kind = "constant" if constant else "attribute"
             many = isinstance(attribute.value, list)
             into: Any = attribute.value if many else values
