@@ -32,6 +32,11 @@ def simplify(obj: Object) -> object:
     return _enumerated(obj) if obj.state is None and obj.args else obj
 
 
+def is_plain(cls: Global) -> bool:
+    """Whether calling it makes plain data."""
+    return (cls.module, cls.name) in _TABLE
+
+
 def is_mapping(obj: Object) -> bool:
     """Whether it is a dict with attributes, such as the OrderedDict of a state dict."""
     return obj.name in _MAPPINGS
@@ -189,6 +194,9 @@ for _module in _BUILTINS:
         (_module, "range"): _range,
         (_module, "slice"): _range,
     }
+_TABLE |= {
+    ("torch.jit._pickle", f"build_{kind}list"): _first for kind in ("int", "double", "bool", "tensor")
+}
 for _module in ("pathlib", "pathlib._local"):
     _TABLE |= {
         (_module, name): _path

@@ -9,9 +9,6 @@
 The suffix of a file says nothing. Pickles and descriptions are parsed; of storages not a byte is read.
 """
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 from ckptkit.core.budgets import Budgets
@@ -21,10 +18,10 @@ from ckptkit.core.findings import Finding
 from ckptkit.core.graph import Origin, TensorGraph
 from ckptkit.core.options import ReadOptions
 from ckptkit.core.tensor import Tensor
-from ckptkit.format.pytorch import pt2, torchscript
+from ckptkit.format.pytorch import collector, pt2, torchscript
 from ckptkit.format.pytorch.archive import OLD_EXPORT, Archive, open_archive
 from ckptkit.format.pytorch.assemble import Assembly, assemble, assemble_attributes
-from ckptkit.format.pytorch.content import Content
+from ckptkit.format.pytorch.content import Content, classes_not_run
 from ckptkit.format.pytorch.legacy import is_legacy, read_legacy
 from ckptkit.format.pytorch.source import Held, Pickles, Source, Span
 from ckptkit.format.pytorch.tar import is_tar, read_tar
@@ -38,7 +35,7 @@ def read(path: str, options: ReadOptions) -> TensorGraph:
     """The tensor graph of one file. Raises CkptError; the file is named in it."""
     file = File.at(path)
     try:
-        with file.open() as reader, _collector_paused():
+        with file.open() as reader, collector.paused():
             return _read(Span.whole(reader), options)
     except CkptError as error:
         if error.where is None:
@@ -152,7 +149,7 @@ def _graph(span: Span, content: Content, options: ReadOptions) -> TensorGraph:
 
 def _assembled(span: Span, content: Content, assembly: Assembly) -> TensorGraph:
     details = dict(content.details)
-    not_run = list(dict.fromkeys(leaf.type for leaf in assembly.objects if leaf.opaque))
+    not_run = classes_not_run(content.globals_seen)
     if not_run:
         details["classes_not_run"] = not_run
     if content.stored:
@@ -176,15 +173,3 @@ def _assembled(span: Span, content: Content, assembly: Assembly) -> TensorGraph:
         objects=assembly.objects,
         findings=(*content.findings, *assembly.findings),
     )
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Nothing made while reading is garbage before its end, and looking for some takes as long as reading."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -379,3 +379,15 @@ class TestDamage:
         data[at + field : at + field + width] = (value & (256**width - 1)).to_bytes(width, "little")
         (tmp_path / "x.pt").write_bytes(data)
         self.check(tmp_path / "x.pt")
+
+
+class TestClassesNotRun:
+    def test_names_are_told_even_where_their_result_is_thrown_away(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.pkl"
+        path.write_bytes(b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00echo\x85R0}X\x01\x00\x00\x00aK\x01s.")
+        assert everything(path).origin.details["classes_not_run"] == ["os.system"]
+
+    @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+    def test_a_state_dict_names_nothing_that_runs(self, tmp_path: Path, zipped: bool) -> None:
+        torch.save(state() | new_types(), tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+        assert "classes_not_run" not in everything(tmp_path / "x.pt").origin.details
