@@ -53,7 +53,7 @@ def show(graph: TensorGraph, name: str, index: Index = (), *, measure: bool = Tr
     can hold the type), and what reading raises.
     """
     tensor = find(graph, name)
-    return Shown(name, tensor, _part(tensor, index), statistics(tensor) if measure else None)
+    return Shown(name, tensor, _part(tensor, name, index), statistics(tensor) if measure else None)
 
 
 def find(graph: TensorGraph, name: str) -> Tensor:
@@ -102,15 +102,33 @@ def _one(text: str) -> Any:
     return slice(*numbers)
 
 
-def _part(tensor: Tensor, index: Index) -> "Array":
+def _part(tensor: Tensor, name: str, index: Index) -> "Array":
     import numpy as np
 
-    values = tensor.numpy()
     try:
-        return np.asarray(values[index])
+        values = _strings(tensor) if tensor.dtype.kind == "string" else tensor.numpy()
+        return np.asarray(values[index], values.dtype)
     except IndexError as error:
         dims = "×".join(map(str, tensor.shape)) or "no dimensions"
-        raise CkptError("bad-slice", f"the slice does not fit a tensor of {dims}", None, str(error)) from None
+        raise CkptError("bad-slice", f"the slice does not fit a tensor of {dims}", name, str(error)) from None
+    except CkptError as error:
+        raise CkptError(error.code, error.message, error.where or name, error.hint) from None
+
+
+def _strings(tensor: Tensor) -> "Array":
+    """An array of str. Each element is stored as its length (4 bytes, little-endian) and its bytes."""
+    import numpy as np
+
+    data = tensor.tobytes()
+    texts: list[str] = []
+    at = 0
+    while at < len(data):
+        end = at + 4 + int.from_bytes(data[at : at + 4], "little")
+        texts.append(data[at + 4 : end].decode("utf-8", "backslashreplace"))
+        at = end
+    values = np.empty(len(texts), object)
+    values[:] = texts
+    return values.reshape(tensor.shape)
 
 
 def native(values: "Array") -> "Array":
@@ -118,7 +136,7 @@ def native(values: "Array") -> "Array":
     import numpy as np
 
     name = values.dtype.name
-    if name in NATIVE:
+    if name in NATIVE or name == "object":
         return values
     kind = DTYPES[name].kind if name in DTYPES else "float"
     return values.astype({"int": np.int8, "uint": np.uint8}.get(kind, np.float32))
@@ -135,6 +153,8 @@ def save_npy(
     import numpy as np
 
     had = shown.values.dtype.name
+    if had == "object":
+        raise CkptError("dtype-unsupported", ".npy files hold no strings safely", shown.name)
     if upcast is None and had not in NATIVE:
         raise CkptError("dtype-unsupported", f".npy files have no {had}", shown.name, f"--upcast {_wider(had)}")
     dtype = np.dtype(upcast or had)

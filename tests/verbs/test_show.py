@@ -14,8 +14,9 @@ from ckptkit.core.dtypes import dtype
 from ckptkit.core.errors import CkptError
 from ckptkit.core.graph import Origin, TensorGraph
 from ckptkit.core.storage import MemoryStorage
+from ckptkit.core.tensor import Tensor
 from ckptkit.core.views import view
-from ckptkit.verbs.show import find, nearest, parse_slice, save_npy, show
+from ckptkit.verbs.show import find, native, nearest, parse_slice, save_npy, show
 
 
 def graph(**arrays: Any) -> TensorGraph:
@@ -179,3 +180,26 @@ def test_a_plain_tensor_is_not_read_for_a_slice(tmp_path: Path, run: Any) -> Non
         file.truncate(8 + len(text) + (1 << 36))
     found = show(ck.read(path), "w", parse_slice("-1,:3"), measure=False)
     assert found.values.tolist() == [0, 0, 0]
+
+
+def test_strings_are_shown(tmp_path: Path) -> None:
+    texts = ["a", "", "日本", "b\n\x1b"]
+    data = b"".join(len(t.encode()).to_bytes(4, "little") + t.encode() for t in texts)
+
+    class Strings:
+        identity, extents, nbytes = "s", (), len(data)
+
+        def memory(self, limit: int) -> int:
+            return limit
+
+        def chunks(self, limit: int, tally: object = None) -> Any:
+            yield data
+
+    tensor = Tensor(dtype("string"), (2, 2), source=Strings())
+    source = TensorGraph({"s": tensor}, Origin("x.onnx", "onnx"))
+    assert show(source, "s").values.tolist() == [texts[:2], texts[2:]]
+    one = show(source, "s", parse_slice("1,0"))
+    assert native(one.values).tolist() == "日本"
+    with pytest.raises(CkptError) as caught:
+        save_npy(show(source, "s"), tmp_path / "s.npy")
+    assert caught.value.code == "dtype-unsupported"
