@@ -4,6 +4,7 @@
     graph = ck.read("model.pt")          # a mapping name → Tensor; costs the header, not the weights
     graph["fc.weight"].numpy()
     ck.convert("model.pt", "model.safetensors")
+    ck.diff("base.safetensors", "tuned.pt").equal
 
 Names are loaded on first use, so that importing the package costs next to nothing.
 """
@@ -24,17 +25,23 @@ if TYPE_CHECKING:
     from ckptkit.core.tensor import Tensor
     from ckptkit.format import formats, read
     from ckptkit.verbs.convert import Plan, Receipt, convert, plan, write
+    from ckptkit.verbs.diff import Diff, diff
+    from ckptkit.verbs.digest import Digest, digest
 
 _HOME = {
     "Budgets": "ckptkit.core.budgets",
     "CkptError": "ckptkit.core.errors",
     "DType": "ckptkit.core.dtypes",
+    "Diff": "ckptkit.verbs.diff",
+    "Digest": "ckptkit.verbs.digest",
     "Finding": "ckptkit.core.findings",
     "Plan": "ckptkit.verbs.convert",
     "Receipt": "ckptkit.verbs.convert",
     "Tensor": "ckptkit.core.tensor",
     "TensorGraph": "ckptkit.core.graph",
     "convert": "ckptkit.verbs.convert",
+    "diff": "ckptkit.verbs.diff",
+    "digest": "ckptkit.verbs.digest",
     "formats": "ckptkit.format",
     "plan": "ckptkit.verbs.convert",
     "read": "ckptkit.format",
@@ -45,12 +52,16 @@ __all__ = [
     "Budgets",
     "CkptError",
     "DType",
+    "Diff",
+    "Digest",
     "Finding",
     "Plan",
     "Receipt",
     "Tensor",
     "TensorGraph",
     "convert",
+    "diff",
+    "digest",
     "formats",
     "plan",
     "read",

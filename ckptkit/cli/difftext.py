@@ -60,7 +60,7 @@ def answer(diff: Diff) -> list[str]:
 
 _BOTH: tuple[Status, ...] = ("equal", "close", "unread", "changed")
 _ONE_SIDED: tuple[tuple[Status, Callable[[Diff], Side]], ...] = (("removed", lambda d: d.a), ("added", lambda d: d.b))
-_WORDS = {"equal": "equal", "close": "close enough", "unread": "alike (values not read)", "changed": "changed"}
+_WORDS = {"equal": "equal", "close": "close enough", "unread": "alike in their headers", "changed": "changed"}
 
 
 def summary(diff: Diff) -> Iterator[tuple[str, list[str]]]:
@@ -359,8 +359,7 @@ def stat_table(diff: Diff) -> Table:
 
 def text(diff: Diff, terminal: Terminal, *, sort: str, stat: bool) -> Iterator[str]:
     """The whole for a terminal."""
-    verdict = diff.verdict
-    yield from terminal.fact(verdict, answer(diff))
+    yield from terminal.fact("alike" if diff.equal and not diff.read else diff.verdict, answer(diff))
     for key, values in summary(diff):
         yield from terminal.fact(key, values, ", " if key in ("frozen", "trained") else " · ")
     for table in [stat_table(diff)] if stat else tables(diff, sort):

@@ -1,5 +1,6 @@
 """What each command loads: a heavy package only where the work needs it."""
 
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -24,10 +25,10 @@ HEAVY = {
 
 NONE: set[str] = set()
 NUMBERS = {"numpy", "ml_dtypes"}
-COMMANDS = ("inspect", "show", "convert", "formats")
+COMMANDS = ("inspect", "show", "diff", "digest", "convert", "formats")
 INPUTS = ("x.safetensors", "x.pt", "x.onnx")
 
-# (command line, heavy packages it may load, exit code). x.* are the samples, lfs.bin a git-LFS pointer.
+# (command line, heavy packages it may load, exit code). x.* are the samples, changed.pt is x.pt with another bias, lfs.bin a git-LFS pointer.
 CASES: list[tuple[str, set[str], int]] = [
     ("--help", NONE, 0),
     ("--version", NONE, 0),
@@ -45,6 +46,18 @@ CASES: list[tuple[str, set[str], int]] = [
     ("inspect missing.pt", NONE, 2),
     *((f"inspect {path} --stats", NUMBERS, 0) for path in INPUTS),
     *((f"show {path} fc.weight", NUMBERS, 0) for path in INPUTS),
+    ("diff x.pt x.safetensors", NONE, 0),
+    ("diff x.pt x.onnx", NONE, 0),
+    ("diff x.pt x.safetensors --json", NONE, 0),
+    ("diff x.pt x.safetensors --format markdown", NONE, 0),
+    ("diff x.pt changed.pt --no-values", NONE, 0),
+    ("diff x.pt changed.pt", {"blake3", *NUMBERS}, 1),
+    ("diff x.pt missing.pt", NONE, 2),
+    *((f"digest {path}", {"blake3"}, 0) for path in INPUTS),
+    ("digest x.pt --tensors", {"blake3"}, 0),
+    ("digest x.pt --json", {"blake3"}, 0),
+    ("digest --textconv x.onnx", {"blake3"}, 0),
+    ("digest --textconv lfs.bin", NONE, 0),
     ("convert x.pt y.safetensors", NONE, 0),
     ("convert x.pt y.pt", NONE, 0),
     ("convert x.safetensors y.pt", NONE, 0),
@@ -85,6 +98,8 @@ def folder(tmp_path: Path) -> Path:
     samples.safetensors(tmp_path / "x.safetensors")
     samples.pytorch(tmp_path / "x.pt")
     samples.onnx(tmp_path / "x.onnx")
+    weights = struct.pack("<2f", 0.25, -0.25)
+    (tmp_path / "changed.pt").write_bytes((tmp_path / "x.pt").read_bytes().replace(weights, weights[::-1]))
     samples.lfs_pointer(tmp_path / "lfs.bin")
     return tmp_path
 
