@@ -6,8 +6,8 @@ with an optional `__metadata__` object of strings. Sorted by offset the tensors 
 
 Accepted and refused is what the reference (safetensors 0.8, `tensor.rs`) accepts and refuses, its oddities
 included: blanks around the object, a null `__metadata__`, unknown fields, a tensor written as the array
-[dtype, shape, data_offsets]. Stricter where the format's text is: no name twice, in any object. Stricter also
-on unknown fields nested deeper than the JSON scanner goes, and on a dtype spelled as an object.
+[dtype, shape, data_offsets]. Stricter where the format's text is: no name twice, neither of tensors nor of fields
+nor in the metadata. Stricter also on a dtype spelled as the object {"F32": null}.
 
 Limits: N ≤ 100,000,000 (`Budgets.header_bytes`), every number below 2^64.
 """
@@ -26,6 +26,9 @@ from ckptkit.core.files import Reader
 PREFIX = 8  # bytes of the length
 METADATA = "__metadata__"
 _LIMIT = 1 << 64
+_FLOAT64 = 1 << 1024
+_INFINITIES = (float("inf"), float("-inf"))
+_DEPTH = 125  # of containers within an unknown field: serde's limit of 128 less those around it
 _FIELDS = ("dtype", "shape", "data_offsets")
 _MINUS = re.compile(rb"[\[,:\s]-")
 _DENSE = 1 << 20  # bytes of header from which the density of brackets is looked at
@@ -190,6 +193,8 @@ _FRACTION = _Fraction()
 
 
 def _fraction(text: str) -> _Fraction:
+    if float(text) in _INFINITIES:
+        raise ValueError("a number is beyond float64")
     return _FRACTION
 
 
@@ -215,10 +220,35 @@ def _fields(value: Any, name: str, where: str) -> tuple[Any, Any, tuple[Any, Any
     for field in _FIELDS:
         if field not in found:
             _refuse("header-invalid", f"the tensor's entry has no {field}", where, name)
+    for field, extra in found.items():
+        if field not in _FIELDS:
+            _check_unknown([field, extra], name, where)
     offsets = found["data_offsets"]
     if type(offsets) is not list or len(offsets) != 2:
         _refuse("header-invalid", "data_offsets are no pair of sizes", where, name)
     return found["dtype"], found["shape"], (offsets[0], offsets[1])
+
+
+def _check_unknown(level: list[Any], name: str, where: str) -> None:
+    """What the reference refuses within unknown fields too, level by level: depth, huge numbers, half characters."""
+    for _ in range(_DEPTH + 1):
+        below: list[Any] = []
+        nested = False
+        for value in level:
+            if type(value) is str:
+                if not _is_text(value):
+                    _refuse("header-invalid", "half a surrogate pair in an unknown field", where, name)
+            elif type(value) is int:
+                if not -_FLOAT64 < value < _FLOAT64:
+                    _refuse("header-invalid", "a number beyond float64 in an unknown field", where, name)
+            elif type(value) is list or type(value) is tuple:
+                nested = True
+                for item in value:  # of an object its pairs, side by side
+                    below += item if type(value) is tuple else (item,)
+        if not nested:
+            return
+        level = below
+    _refuse("header-invalid", "an unknown field is nested too deeply", where, name)
 
 
 def _metadata(value: Any, where: str) -> dict[str, str]:
@@ -238,10 +268,16 @@ def _metadata(value: Any, where: str) -> dict[str, str]:
 def _check_surrogates(names: Iterable[str], metadata: dict[str, str], where: str) -> None:
     """Python lets `\\ud800` alone pass as an escape; it is no character and cannot be written again."""
     for text in (*names, *metadata, *metadata.values()):
-        try:
-            text.encode()
-        except UnicodeEncodeError:
+        if not _is_text(text):
             _refuse("header-invalid", f"half a surrogate pair in {_brief(text)}", where)
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _offsets(entry: Entry) -> tuple[int, int]:

@@ -154,6 +154,34 @@ def test_damaged_headers_are_judged_as_the_library_judges_them(
     agree(bytes(text), size)
 
 
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "[" * 125 + "]" * 125,
+        "[" * 126 + "]" * 126,
+        '{"":' * 125 + "1" + "}" * 125,
+        '{"":' * 126 + "1" + "}" * 126,
+        "9" * 308,
+        "9" * 309,
+        "-" + "9" * 309,
+        "1e308",
+        "[1e309]",
+        '{"x": -1e309}',
+        "1e-999",
+        '"\\ud83d\\ude00"',
+        '"\\ud83d"',
+        '{"\\ude00": 1}',
+        '{"x": 1, "x": 2}',
+        "-0",
+        "01",
+        "nul",
+        "[true, false, null]",
+    ],
+)
+def test_unknown_fields_are_judged_as_the_library_judges_them(extra: str) -> None:
+    agree(f'{{"a":{{"dtype":"U8","shape":[],"note":{extra},"data_offsets":[0,1]}}}}'.encode(), 1)
+
+
 def test_order_is_that_of_the_bytes() -> None:
     graph = ck.read(ROOT / "fixtures/good/safetensors/reordered.safetensors")
     assert list(graph) == ["a", "b"]
