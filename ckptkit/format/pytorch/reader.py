@@ -18,13 +18,12 @@ from ckptkit.core.findings import Finding
 from ckptkit.core.graph import Origin, TensorGraph
 from ckptkit.core.options import ReadOptions
 from ckptkit.core.tensor import Tensor
-from ckptkit.format.pytorch import collector, pt2, torchscript
+from ckptkit.format.pytorch import collector
 from ckptkit.format.pytorch.archive import OLD_EXPORT, Archive, open_archive
 from ckptkit.format.pytorch.assemble import Assembly, assemble, assemble_attributes
 from ckptkit.format.pytorch.content import Content, classes_not_run
 from ckptkit.format.pytorch.legacy import is_legacy, read_legacy
 from ckptkit.format.pytorch.source import Held, Pickles, Source, Span
-from ckptkit.format.pytorch.tar import is_tar, read_tar
 from ckptkit.format.pytorch.zipped import ZipStorages, describe, load_member, promised_size, read_zipped
 
 _HEAD = 512
@@ -59,7 +58,9 @@ def _read(span: Span, options: ReadOptions) -> TensorGraph:
                 "load and save it again with torch 1.4 to 2.4",
             )
         return _graph(span, read_zipped(archive), options)
-    if is_tar(head):
+    if head[257:262] == b"ustar":
+        from ckptkit.format.pytorch.tar import read_tar
+
         return _graph(span, read_tar(span, options.budgets), options)
     if is_legacy(head):
         return _graph(span, read_legacy(span, options.budgets), options)
@@ -90,6 +91,8 @@ def _bare(source: Source, budgets: Budgets) -> Content:
 
 
 def _scripted(archive: Archive, options: ReadOptions) -> TensorGraph:
+    from ckptkit.format.pytorch import torchscript
+
     storages, constants = ZipStorages(archive, "data/"), ZipStorages(archive, "constants/")
     pickles = [("data.pkl", load_member(archive, "data.pkl", storages))]
     pickles.append(("constants.pkl", load_member(archive, "constants.pkl", constants)))
@@ -103,6 +106,8 @@ def _scripted(archive: Archive, options: ReadOptions) -> TensorGraph:
 
 def _exported(archive: Archive, options: ReadOptions) -> TensorGraph:
     """Weights are the state dict; constants (buffers that are not persistent, lifted tensors) stand apart."""
+    from ckptkit.format.pytorch import pt2
+
     old = "archive_format" not in archive
     parts: dict[str, dict[str, Tensor]] = {}
     left: list[str] = []

@@ -29,10 +29,6 @@ _DIMENSIONS = 1_000
 _AGAIN = "download or copy it again and compare sizes"
 
 
-def is_tar(head: bytes) -> bool:
-    return head[257:262] == b"ustar"
-
-
 def read_tar(span: Span, budgets: Budgets) -> Content:
     """Read descriptions of all storages and tensors; their bytes stay where they are.
 
