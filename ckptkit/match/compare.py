@@ -62,7 +62,7 @@ def differing(
 
 def same_bytes(a: Iterable[Buffer], b: Iterable[Buffer]) -> bool:
     """Whether two streams hold the same bytes, however they are cut."""
-    left, right = iter(a), iter(b)
+    left, right = filter(len, a), filter(len, b)
     x, y = memoryview(b""), memoryview(b"")
     while True:
         x = x or memoryview(next(left, b""))
