@@ -54,7 +54,7 @@ def compare(a: Tensor, b: Tensor, name: str) -> Iterator[int]:
                     "verify-failed", "the tensor written has another length than its source", name
                 )
             return
-        if x[:size] != y[:size]:
+        if x[:size].tobytes() != y[:size].tobytes():  # views would be compared one byte at a time
             raise CkptError("verify-failed", "the bytes written differ from their source", name)
         x, y = x[size:], y[size:]
         yield size
