@@ -51,9 +51,13 @@ def _pair(text: str) -> tuple[str, str]:
 @options.exclude
 @options.section
 @options.variant
-@click.option("--rules", metavar="RULE", multiple=True, help="Rename: strip:PREFIX or add:PREFIX. Repeatable.")
+@click.option(
+    "--rules", metavar="RULE", multiple=True, help="Rename: strip:PREFIX or add:PREFIX. Repeatable."
+)
 @click.option("--dtype", metavar="DTYPE", help="Cast float64, float32, float16 and bfloat16 tensors to this.")
-@click.option("--keep-dtype", metavar="GLOB", multiple=True, help="Tensors that --dtype leaves alone. Repeatable.")
+@click.option(
+    "--keep-dtype", metavar="GLOB", multiple=True, help="Tensors that --dtype leaves alone. Repeatable."
+)
 @click.option(
     "--ties",
     type=click.Choice(["keep", "copy", "error"]),
@@ -61,7 +65,9 @@ def _pair(text: str) -> tuple[str, str]:
     show_default=True,
     help="Tensors that share bytes: once, once per name, or refuse.",
 )
-@click.option("--max-shard-size", metavar="SIZE", type=_size, help="Split into files of at most 5GB, 500MB, … each.")
+@click.option(
+    "--max-shard-size", metavar="SIZE", type=_size, help="Split into files of at most 5GB, 500MB, … each."
+)
 @click.option(
     "--onnx-data",
     "external",
@@ -70,9 +76,13 @@ def _pair(text: str) -> tuple[str, str]:
     show_default=True,
     help="ONNX weights inside the model or beside it.",
 )
-@click.option("--metadata", metavar="KEY=VALUE", type=_pair, multiple=True, help="Set a metadata key. Repeatable.")
+@click.option(
+    "--metadata", metavar="KEY=VALUE", type=_pair, multiple=True, help="Set a metadata key. Repeatable."
+)
 @click.option("--no-metadata", is_flag=True, help="Drop the metadata of the source.")
-@click.option("--allow-loss", metavar="CODE", multiple=True, help="Accept what an error of this code says. Repeatable.")
+@click.option(
+    "--allow-loss", metavar="CODE", multiple=True, help="Accept what an error of this code says. Repeatable."
+)
 @click.option(
     "--max-expand",
     metavar="FACTOR",
@@ -81,12 +91,18 @@ def _pair(text: str) -> tuple[str, str]:
     show_default=True,
     help="Refuse to write more than this many times the stored bytes.",
 )
-@click.option("--sidecar", metavar="FILE.json", type=click.Path(), help="Write the values that are no tensors here.")
-@click.option("--receipt", metavar="FILE.json", type=click.Path(), help="Record what came from where, with digests.")
+@click.option(
+    "--sidecar", metavar="FILE.json", type=click.Path(), help="Write the values that are no tensors here."
+)
+@click.option(
+    "--receipt", metavar="FILE.json", type=click.Path(), help="Record what came from where, with digests."
+)
 @click.option("--with-code", is_flag=True, help="Copy the *.py files of a folder too.")
 @click.option("-n", "--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("-y", "--overwrite", is_flag=True, help="Replace an existing target.")
-@click.option("--verify", is_flag=True, help="Read back and compare every byte; open with the reference library.")
+@click.option(
+    "--verify", is_flag=True, help="Read back and compare every byte; open with the reference library."
+)
 @options.output("text", "json")
 @options.quiet
 def command(
@@ -146,7 +162,9 @@ def _planned(decided: "Plan", terminal: Terminal) -> Iterator[str]:
     """What will happen: the answer, then what is left out, changed or worth knowing."""
     facts = [plural(len(decided.graph), "tensor"), f"{size(decided.source.nbytes)} → {size(decided.nbytes)}"]
     casts = Counter((had, decided.graph[name].dtype.name) for name, had in decided.cast.items())
-    facts += [f"{had} → {now}" + (f" ×{n}" if n < len(decided.graph) else "") for (had, now), n in casts.items()]
+    facts += [
+        f"{had} → {now}" + (f" ×{n}" if n < len(decided.graph) else "") for (had, now), n in casts.items()
+    ]
     if len(decided.files) > 1:
         facts.append(plural(len(decided.files), "file"))
     facts.append(f"memory ≤ {size(decided.memory)}")

@@ -99,14 +99,19 @@ def _stored(graph: TensorGraph, summary: Summary) -> list[str]:
     if storages > shown * SLACK + 100_000:
         return [f"{size(storages)} for {size(shown)} of tensors", "some are slices of larger storages"]
     if summary.slices and summary.stored > summary.nbytes * SLACK:
-        few = plural(len(summary.slices), "tensor") + (" is a view" if len(summary.slices) == 1 else " are views")
+        few = plural(len(summary.slices), "tensor") + (
+            " is a view" if len(summary.slices) == 1 else " are views"
+        )
         return [f"{size(summary.stored)} for {size(summary.nbytes)} of tensors", f"{few} of larger storages"]
     if summary.stored and summary.nbytes > summary.stored * SLACK:
         return [f"{size(summary.stored)} for {size(summary.nbytes)} of tensors", "expanded or compressed"]
     spare = summary.files - summary.stored
     headers = OVERHEAD * summary.tensors
     if not graph.origin.sections and spare > 1_000_000 + headers and spare > summary.files // 10:
-        return [f"{size(summary.files)} for {size(summary.nbytes)} of tensors", f"{size(spare)} are no tensor's"]
+        return [
+            f"{size(summary.files)} for {size(summary.nbytes)} of tensors",
+            f"{size(spare)} are no tensor's",
+        ]
     return []
 
 
@@ -144,7 +149,9 @@ def _metadata(metadata: Mapping[str, str]) -> list[str]:
 def _objects(objects: Sequence[Leaf]) -> list[str]:
     plain = [leaf for leaf in objects if isinstance(leaf.value, (bool, int, float, str)) and not leaf.opaque]
     plain.sort(key=lambda leaf: leaf.path.count("."))  # what stands at the top says most
-    texts = [f"{shorten(clean(leaf.path), 40)} {shorten(brief(leaf.value), 40)}" for leaf in plain[: FEW // 2]]
+    texts = [
+        f"{shorten(clean(leaf.path), 40)} {shorten(brief(leaf.value), 40)}" for leaf in plain[: FEW // 2]
+    ]
     if not texts:
         return [f"{plural(len(objects), 'value')} (--objects)"] if objects else []
     rest = len(objects) - len(texts)

@@ -37,7 +37,11 @@ Measured = dict[str, "Statistics | None"]
 @click.option("--stats", is_flag=True, help="Read the tensors: min, max, mean, std, zeros, NaN, Inf.")
 @click.option("--objects", is_flag=True, help="List every value that is no tensor.")
 @click.option(
-    "--sort", type=click.Choice(["file", "name", "size"]), default="file", show_default=True, help="Order of tensors."
+    "--sort",
+    type=click.Choice(["file", "name", "size"]),
+    default="file",
+    show_default=True,
+    help="Order of tensors.",
 )
 @options.include
 @options.exclude

@@ -97,7 +97,8 @@ def inspected(
             "elements": summary.elements,
             "parameters": summary.parameters,
             "dtypes": {
-                name: {"tensors": tensors, "nbytes": nbytes} for name, (tensors, nbytes) in summary.dtypes.items()
+                name: {"tensors": tensors, "nbytes": nbytes}
+                for name, (tensors, nbytes) in summary.dtypes.items()
             },
         },
         "naming": {

@@ -13,9 +13,9 @@ def output(*formats: str) -> Callable[[F], F]:
 
     def decorate(command: F) -> F:
         for flag in reversed([name for name in ("json", "lines") if name in formats]):
-            command = click.option(
-                f"--{flag}", "style", flag_value=flag, help=f"Short for --format {flag}."
-            )(command)
+            command = click.option(f"--{flag}", "style", flag_value=flag, help=f"Short for --format {flag}.")(
+                command
+            )
         return click.option(
             "--format", "style", type=click.Choice(formats), help="How to print.  [default: text]"
         )(command)
@@ -23,10 +23,16 @@ def output(*formats: str) -> Callable[[F], F]:
     return decorate
 
 
-section = click.option("--section", metavar="NAME", help="Part of a trainer checkpoint; `all` for everything.")
+section = click.option(
+    "--section", metavar="NAME", help="Part of a trainer checkpoint; `all` for everything."
+)
 variant = click.option("--variant", metavar="NAME", help="Variant of a folder's files, such as fp16.")
-include = click.option("--include", metavar="GLOB", multiple=True, help="Only tensors whose name matches. Repeatable.")
-exclude = click.option("--exclude", metavar="GLOB", multiple=True, help="No tensors whose name matches. Repeatable.")
+include = click.option(
+    "--include", metavar="GLOB", multiple=True, help="Only tensors whose name matches. Repeatable."
+)
+exclude = click.option(
+    "--exclude", metavar="GLOB", multiple=True, help="No tensors whose name matches. Repeatable."
+)
 quiet = click.option("-q", "--quiet", is_flag=True, help="No notes and no progress.")
 
 

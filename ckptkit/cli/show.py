@@ -27,7 +27,9 @@ MANY = 1000  # elements; more are shown by their ends
 @click.argument("path", type=click.Path())
 @click.argument("name")
 @click.option("--slice", "part", metavar="SLICE", help="A part of it, as numpy writes it: 0:3,:")
-@click.option("-o", "--output", metavar="FILE.npy", type=click.Path(), help="Write the values as a .npy file.")
+@click.option(
+    "-o", "--output", metavar="FILE.npy", type=click.Path(), help="Write the values as a .npy file."
+)
 @click.option(
     "--upcast", metavar="DTYPE", type=click.Choice(UPCASTS), help="Convert to this dtype in the .npy file."
 )

@@ -290,7 +290,10 @@ def _series(segments: list[str]) -> list[_Place | None]:
         )
         for choice in choices[-1]:
             sizes[choice.around] = sizes.get(choice.around, 0) + 1
-    found = [max(some, key=lambda choice: sizes[choice.around], default=None) for some in choices]
+    found = [
+        some[0] if len(some) == 1 else max(some, key=lambda choice: sizes[choice.around], default=None)
+        for some in choices
+    ]
     chosen: dict[tuple[str, str], int] = {}
     for pick in found:
         if pick is not None:

@@ -196,7 +196,9 @@ def naming(tensors: Mapping[str, Tensor]) -> Naming:
         tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
         wrappers.append(wrapper)
     if ".qweight" in text:
-        packed = {n.removesuffix("qweight") + "weight": t for n, t in tensors.items() if n.endswith(".qweight")}
+        packed = {
+            n.removesuffix("qweight") + "weight": t for n, t in tensors.items() if n.endswith(".qweight")
+        }
         tensors = {**tensors, **packed}
     sure = (*wrappers, *inside)
     for _ in range(4):

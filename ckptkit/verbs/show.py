@@ -78,7 +78,8 @@ def nearest(name: str, names: Collection[str], limit: int = 3) -> list[str]:
 
     words = set(name.replace("/", ".").split("."))
     likely = sorted(
-        names, key=lambda n: (-len(words.intersection(n.replace("/", ".").split("."))), abs(len(n) - len(name)))
+        names,
+        key=lambda n: (-len(words.intersection(n.replace("/", ".").split("."))), abs(len(n) - len(name))),
     )
     return get_close_matches(name, likely[:_CANDIDATES], n=limit, cutoff=0.5)
 
@@ -156,10 +157,16 @@ def save_npy(
     if had == "object":
         raise CkptError("dtype-unsupported", ".npy files hold no strings safely", shown.name)
     if upcast is None and had not in NATIVE:
-        raise CkptError("dtype-unsupported", f".npy files have no {had}", shown.name, f"--upcast {_wider(had)}")
+        raise CkptError(
+            "dtype-unsupported", f".npy files have no {had}", shown.name, f"--upcast {_wider(had)}"
+        )
     dtype = np.dtype(upcast or had)
-    if not np.can_cast(native(shown.values[..., :0] if shown.values.ndim else shown.values).dtype, dtype, "safe"):
-        raise CkptError("dtype-unsupported", f"{dtype} does not hold all of {had}", shown.name, "a wider --upcast")
+    if not np.can_cast(
+        native(shown.values[..., :0] if shown.values.ndim else shown.values).dtype, dtype, "safe"
+    ):
+        raise CkptError(
+            "dtype-unsupported", f"{dtype} does not hold all of {had}", shown.name, "a wider --upcast"
+        )
     head = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shown.values.shape}
     with Staging(path, folder=False, overwrite=overwrite) as staging:
         name = staging.target.name

@@ -73,7 +73,8 @@ def test_shards(run: Run, model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "nbytes"), [("5GB", 5 * 10**9), ("1.5MB", 1_500_000), ("1GiB", 1 << 30), ("77", 77), ("3 kb", 3000)]
+    ("text", "nbytes"),
+    [("5GB", 5 * 10**9), ("1.5MB", 1_500_000), ("1GiB", 1 << 30), ("77", 77), ("3 kb", 3000)],
 )
 def test_sizes(text: str, nbytes: int) -> None:
     from ckptkit.cli.convert import _size

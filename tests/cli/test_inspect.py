@@ -32,7 +32,9 @@ def llama(tmp_path: Path) -> Path:
 
 def raw(path: Path, *names: str) -> Path:
     """A safetensors file with these names, whatever is in them, and a hostile metadata value."""
-    header: dict[str, Any] = {n: {"dtype": "U8", "shape": [1], "data_offsets": [i, i + 1]} for i, n in enumerate(names)}
+    header: dict[str, Any] = {
+        n: {"dtype": "U8", "shape": [1], "data_offsets": [i, i + 1]} for i, n in enumerate(names)
+    }
     header["__metadata__"] = {"note\x1b[2J": "\x07\u202e\n"}
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(len(names)))
@@ -88,7 +90,9 @@ def test_stats_are_numbers_of_every_tensor(run: Run, llama: Path) -> None:
     assert found["mean"] == pytest.approx(2.5)
     text = run("inspect", llama, "--stats").stdout
     assert re.search(r"layers\.0\.input_layernorm\.weight +0 +5 +2\.5 +1\.71 +1 NaN  1 Inf", text)
-    line = next(x for x in run("inspect", llama, "--stats", "--lines").stdout.splitlines() if "norm.weight" in x)
+    line = next(
+        x for x in run("inspect", llama, "--stats", "--lines").stdout.splitlines() if "norm.weight" in x
+    )
     assert len(line.split("\t")) == 11
 
 
@@ -106,7 +110,11 @@ def test_several_files_one_of_them_bad(run: Run, llama: Path, tmp_path: Path) ->
     assert done.stderr.count("error[") == 2
     documents = run("inspect", bad, llama, tmp_path / "missing", "--json")
     assert documents.code == 2
-    assert [d["schema"] for d in documents.json] == ["ckptkit.error/1", "ckptkit.inspect/1", "ckptkit.error/1"]
+    assert [d["schema"] for d in documents.json] == [
+        "ckptkit.error/1",
+        "ckptkit.inspect/1",
+        "ckptkit.error/1",
+    ]
     assert documents.json[0]["path"] == str(bad)
     lines = run("inspect", llama, llama, "--lines").stdout.splitlines()
     assert len(lines) == 172
@@ -115,7 +123,9 @@ def test_several_files_one_of_them_bad(run: Run, llama: Path, tmp_path: Path) ->
 
 def test_include_exclude_and_sort(run: Run, llama: Path) -> None:
     def names(*options: str) -> list[str]:
-        return [line.split("\t")[0] for line in run("inspect", llama, "--lines", *options).stdout.splitlines()]
+        return [
+            line.split("\t")[0] for line in run("inspect", llama, "--lines", *options).stdout.splitlines()
+        ]
 
     assert names("--include", "*.norm.*") == ["model.norm.weight"]
     assert len(names("--include", "*proj*", "--exclude", "*mlp*")) == 48
@@ -137,7 +147,9 @@ def test_markdown_is_a_table(run: Run, llama: Path) -> None:
 
 @pytest.mark.parametrize("style", ["text", "lines", "markdown"])
 def test_hostile_names_are_harmless(run: Run, tmp_path: Path, style: str) -> None:
-    path = raw(tmp_path / "x.safetensors", "a\x1b]0;pwned\x07", "b\nerror[fake]: c", "\u202edc", "d|e`f`", "", "\x00")
+    path = raw(
+        tmp_path / "x.safetensors", "a\x1b]0;pwned\x07", "b\nerror[fake]: c", "\u202edc", "d|e`f`", "", "\x00"
+    )
     done = run("inspect", path, "--format", style)
     assert done.code == 0
     for line in done.stdout.split("\n"):
@@ -165,7 +177,10 @@ def test_trainer_checkpoints(run: Run, tmp_path: Path) -> None:
     assert "epoch 7" in text
     assert "tied.weight = fc.weight" in text
     document = run("inspect", path, "--json").json
-    assert {t["name"]: t["tied_to"] for t in document["tensors"]} == {"fc.weight": None, "tied.weight": "fc.weight"}
+    assert {t["name"]: t["tied_to"] for t in document["tensors"]} == {
+        "fc.weight": None,
+        "tied.weight": "fc.weight",
+    }
     assert {t["section"] for t in document["tensors"]} == {"model"}
     assert [s["name"] for s in document["sections"]] == ["model", "optimizer"]
     values = {o["path"]: o["value"] for o in document["objects"]}

@@ -16,7 +16,9 @@ W = np.arange(12, dtype=np.float32).reshape(3, 4)
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     path = tmp_path / "x.safetensors"
-    save_file({"w": W, "nan": np.array([np.nan, -np.inf, 1], np.float32), "big": np.zeros(2000, np.int8)}, path)
+    save_file(
+        {"w": W, "nan": np.array([np.nan, -np.inf, 1], np.float32), "big": np.zeros(2000, np.int8)}, path
+    )
     return path
 
 

@@ -68,8 +68,14 @@ def test_facts_break_between_values() -> None:
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        ({"a": float("nan"), "b": [float("inf"), (-float("inf"), 1.5)]}, {"a": "nan", "b": ["inf", ["-inf", 1.5]]}),
-        ({"s": {"b", "a"}, "c": 1 + 2j, "u": "\ud800\x1b"}, {"s": ["a", "b"], "c": "(1+2j)", "u": "\ud800\x1b"}),
+        (
+            {"a": float("nan"), "b": [float("inf"), (-float("inf"), 1.5)]},
+            {"a": "nan", "b": ["inf", ["-inf", 1.5]]},
+        ),
+        (
+            {"s": {"b", "a"}, "c": 1 + 2j, "u": "\ud800\x1b"},
+            {"s": ["a", "b"], "c": "(1+2j)", "u": "\ud800\x1b"},
+        ),
     ],
 )
 def test_json_is_standard_json(value: object, expected: object) -> None:

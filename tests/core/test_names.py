@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from ckptkit.core.names import DEPTH, Branch, braces, fold, natural, segments, unfold
 
-PIECE = st.sampled_from(["layers", "0", "1", "2", "3", "10", "07", "conv1", "bn_2_x", "q_proj", "", "a/b", "w"])
+PIECE = st.sampled_from(
+    ["layers", "0", "1", "2", "3", "10", "07", "conv1", "bn_2_x", "q_proj", "", "a/b", "w"]
+)
 NAME = st.lists(PIECE, min_size=0, max_size=6).map(".".join) | st.text(max_size=8)
 
 
@@ -111,7 +113,9 @@ def test_braces(alternatives: list[str], label: str) -> None:
     assert braces(alternatives) == label
 
 
-@given(st.lists(st.from_regex(r"\A[a-c_.]{0,3}[0-9]{1,3}[a-c_.]{0,3}\Z"), min_size=1, max_size=9, unique=True))
+@given(
+    st.lists(st.from_regex(r"\A[a-c_.]{0,3}[0-9]{1,3}[a-c_.]{0,3}\Z"), min_size=1, max_size=9, unique=True)
+)
 def test_braces_expand_as_a_shell_would(alternatives: list[str]) -> None:
     label = braces(sorted(alternatives, key=natural))
     if len(alternatives) == 1:

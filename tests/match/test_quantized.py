@@ -12,7 +12,12 @@ from ckptkit.match.quantized import quantized, quantized_members
 UNITS = [
     (
         "GPTQ",
-        {"l.qweight": "int32 8 32", "l.qzeros": "int32 2 4", "l.scales": "float16 2 32", "l.g_idx": "int32 64"},
+        {
+            "l.qweight": "int32 8 32",
+            "l.qzeros": "int32 2 4",
+            "l.scales": "float16 2 32",
+            "l.g_idx": "int32 64",
+        },
         64 * 32,
     ),
     ("GPTQ", {"l.qweight": "int32 16 32", "l.qzeros": "int32 2 8", "l.scales": "float16 2 32"}, 64 * 32),
@@ -35,7 +40,11 @@ UNITS = [
         },
         64 * 32,
     ),
-    ("bitsandbytes 8-bit", {"l.weight": "int8 32 64", "l.SCB": "float32 32", "l.weight_format": "uint8"}, 64 * 32),
+    (
+        "bitsandbytes 8-bit",
+        {"l.weight": "int8 32 64", "l.SCB": "float32 32", "l.weight_format": "uint8"},
+        64 * 32,
+    ),
     (
         "NVFP4",
         {"l.weight": "uint8 32 32", "l.weight_scale": "float8_e4m3fn 32 4", "l.weight_scale_2": "float32"},
@@ -54,7 +63,9 @@ def unit(texts: dict[str, str]) -> dict[str, Tensor]:
     return tensors
 
 
-@pytest.mark.parametrize(("family", "texts", "elements"), UNITS, ids=[f"{u[0]}-{i}" for i, u in enumerate(UNITS)])
+@pytest.mark.parametrize(
+    ("family", "texts", "elements"), UNITS, ids=[f"{u[0]}-{i}" for i, u in enumerate(UNITS)]
+)
 def test_a_unit_is_named_counted_and_whole(family: str, texts: dict[str, str], elements: int) -> None:
     tensors = unit(texts) | unit({"norm.weight": "float32 64"})
     (found,) = quantized(tensors)
@@ -69,7 +80,11 @@ def test_a_unit_is_named_counted_and_whole(family: str, texts: dict[str, str], e
         {"l.weight": "int8 32 64"},
         {"l_blocks": "uint8 32 2 16"},
         {"l.weight": "float16 32 64", "l.weight_scale": "float32"},
-        {"l.qweight": "int32 8 32", "l.qzeros": "int32 2 4", "l.scales": "float16 2 30"},  # shapes of no family
+        {
+            "l.qweight": "int32 8 32",
+            "l.qzeros": "int32 2 4",
+            "l.scales": "float16 2 30",
+        },  # shapes of no family
         {"l.qweight": "int32 0 0", "l.qzeros": "int32 0 0", "l.scales": "float16 0 0"},
         {"l.qweight": "int32", "l.qzeros": "int32", "l.scales": "float16"},
     ],

@@ -23,7 +23,11 @@ def llama(prefix: str = "", layers: int = 3) -> dict[str, Tensor]:
 
 
 def resnet(blocks: tuple[int, ...], *, bottleneck: bool) -> dict[str, Tensor]:
-    shapes: dict[str, tuple[int, ...]] = {"conv1.weight": (64, 3, 7, 7), "bn1.weight": (64,), "fc.weight": (1000, 512)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "conv1.weight": (64, 3, 7, 7),
+        "bn1.weight": (64,),
+        "fc.weight": (1000, 512),
+    }
     for stage, count in enumerate(blocks, 1):
         for block in range(count):
             for conv in range(1, 4 if bottleneck else 3):

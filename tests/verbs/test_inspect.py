@@ -38,7 +38,10 @@ def test_totals() -> None:
 
 
 def test_kinds_settle_what_is_a_parameter() -> None:
-    tensors = {"a.running_mean": at(0, "float32", 4, what="parameter"), "b": at(16, "float32", 4, what="buffer")}
+    tensors = {
+        "a.running_mean": at(0, "float32", 4, what="parameter"),
+        "b": at(16, "float32", 4, what="buffer"),
+    }
     assert summarise(graph(tensors)).parameters == 4
 
 
@@ -51,7 +54,9 @@ def test_tied_tensors_count_once() -> None:
 
 
 def test_overlapping_bytes_are_stored_once() -> None:
-    found = summarise(graph({"whole": at(0, "float32", 8), "half": at(16, "float32", 4), "far": at(64, "uint8", 1)}))
+    found = summarise(
+        graph({"whole": at(0, "float32", 8), "half": at(16, "float32", 4), "far": at(64, "uint8", 1)})
+    )
     assert (found.nbytes, found.stored) == (49, 33)
 
 

@@ -124,7 +124,12 @@ def test_what_npy_lacks_needs_an_upcast(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_downcast_is_no_upcast(tmp_path: Path) -> None:
-    for name, upcast in (("float32", "float16"), ("int64", "int32"), ("complex64", "float64"), ("float32", "int64")):
+    for name, upcast in (
+        ("float32", "float16"),
+        ("int64", "int32"),
+        ("complex64", "float64"),
+        ("float32", "int64"),
+    ):
         with pytest.raises(CkptError) as caught:
             save_npy(show(graph(w=np.ones(2, name)), "w"), tmp_path / "w.npy", upcast=upcast)
         assert caught.value.code == "dtype-unsupported"
