@@ -60,7 +60,9 @@ class Commands(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title in dict.fromkeys(_COMMANDS.values()):
-            found = [(name, self.get_command(ctx, name)) for name, group in _COMMANDS.items() if group == title]
+            found = [
+                (name, self.get_command(ctx, name)) for name, group in _COMMANDS.items() if group == title
+            ]
             with formatter.section(title):
                 formatter.write_dl([(name, c.get_short_help_str(60)) for name, c in found if c is not None])
 
