@@ -123,6 +123,13 @@ def test_projections_of_unequal_size_joined(dim: int) -> None:
     assert gist(tensors(qkv=fused), tensors(q=q, k=k, v=v)) == dict.fromkeys("qkv", ("slice", ("qkv",)))
 
 
+def test_equal_parts_joined() -> None:
+    q, k = normal(8, 6, seed=1), normal(4, 6, seed=2)
+    match = explained(tensors(q=q, v=k, k=k), tensors(qkv=np.concatenate([q, k, k])))["qkv"]
+    assert sorted(match.sources) == ["k", "q", "v"]
+    assert not match.certain
+
+
 def test_joined_after_transposing() -> None:
     q, k = normal(8, 6, seed=1), normal(4, 6, seed=2)
     assert gist(tensors(q=q, k=k), tensors(qk=np.concatenate([q.T, k.T], 1))) == {
@@ -367,3 +374,20 @@ def test_an_expression_names_its_sources() -> None:
     match = Match("y", Permute(Source("x"), (1, 0)), "transposed")
     assert match.sources == ("x",)
     assert match.text == "transpose(x)"
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_constant_biases_go_the_way_of_their_weights(value: float) -> None:
+    parts, split = {}, {}
+    for k in range(3):
+        weights = {n: normal(size, 6, seed=10 * k + ord(n)) for n, size in (("q", 8), ("k", 4), ("v", 4))}
+        for n, w in weights.items():
+            parts |= {f"{k}.{n}.weight": tensor(w), f"{k}.{n}.bias": tensor(np.full(len(w), value, "f4"))}
+        split[f"h{k}.qkv.kernel"] = tensor(np.concatenate(list(weights.values())).T)
+        split[f"h{k}.qkv.bias"] = tensor(np.full(16, value, "f4"))
+    matches = explained(parts, split)
+    for k in range(3):
+        match = matches[f"h{k}.qkv.bias"]
+        assert match.sources == (f"{k}.q.bias", f"{k}.k.bias", f"{k}.v.bias")
+        assert not match.certain
+        assert match.why

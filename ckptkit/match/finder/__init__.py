@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from ckptkit.core.tensor import Tensor
+from ckptkit.match.finder.analogy import analogies
 from ckptkit.match.finder.expressions import (
     Cast,
     Concat,
@@ -94,6 +95,8 @@ class _Search:
             forward = settle(self._explain(left_b, left_a, self.a), fixed)
             pairs.update((match.target, match) for match in forward)
             rest_b = {name: tensor for name, tensor in left_b.items() if name not in pairs}
+            pairs.update((match.target, match) for match in list(analogies(rest_b, left_a, pairs)))
+            rest_b = {name: tensor for name, tensor in rest_b.items() if name not in pairs}
             pairs.update((match.target, match) for match in folds(rest_b, self.a))
             used = {name for match in pairs.values() for name in match.sources}
             rest = {name: tensor for name, tensor in left_a.items() if name not in used}

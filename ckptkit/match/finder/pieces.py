@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 ORDERS = 150  # most orders of axes tried at one place
+DOUBLES = 8  # most equal parts told apart: as many times may one content be in a whole
 HITS = 64  # most places tried for one part
 RUNS = 4096  # most contiguous runs of a part in a whole
 SLICES = 16  # most of them written as slices put together, not as a list of indices
@@ -80,8 +81,8 @@ def joined(
 ) -> Iterator[Proposal]:
     """Targets that are made of several sources."""
     doubles = _doubles(sources, prints)
-    parts = {names[0]: sources[names[0]] for names in doubles}
-    alike = {names[0]: tuple(names) for names in doubles}
+    alike = {name: tuple(names) for names in doubles for name in names[:DOUBLES]}
+    parts = {name: sources[name] for name in sources if name in alike}
     tried: dict[object, list[Placement]] = {}  # the orders of axes of one part at one place
     for place in _places(targets, parts, prints):
         tried.setdefault((place.whole, place.part, place.runs), []).append(place)

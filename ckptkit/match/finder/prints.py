@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.core.tensor import Tensor
+from ckptkit.core.tensor import Buffer, Tensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -162,17 +162,30 @@ def _aligned(tensor: Tensor, run: int, tail: int) -> "Iterator[tuple[int, tuple[
         starts = [(s, min(size, tensor.size - s)) for s in range(0, tensor.size, size)]
     mixer = Mixer()
     kind = _unit(tensor)
-    width = tensor.dtype.bits // 8
-    buffer = bytearray()
-    chunks = tensor.chunks(READ)
     plain, mixed = np.empty((2, size), np.uint32)
-    for start, count in starts:
-        while len(buffer) < count * width:
-            buffer += next(chunks)
-        values: Array = np.frombuffer(bytes(buffer[: count * width]), kind)
-        del buffer[: count * width]
+    for (start, count), data in zip(starts, _exactly(tensor, [n for _, n in starts], size), strict=True):
+        values: Array = np.frombuffer(data, kind)
         for at in range(0, count, BLOCK):
             one, two = mixer.mix(values[at : at + BLOCK])
             plain[at : at + len(one)] = one
             mixed[at : at + len(two)] = two
         yield start, (plain[:count], mixed[:count])
+
+
+def _exactly(tensor: Tensor, counts: list[int], most: int) -> Iterator[Buffer]:
+    """The elements in buffers of these many; without copying where the tensor's own chunks are that long."""
+    width = tensor.dtype.bits // 8
+    chunks = tensor.chunks(most * width)
+    kept = bytearray()
+    for count in counts:
+        nbytes = count * width
+        if not kept:
+            chunk = next(chunks)
+            if len(chunk) == nbytes:
+                yield chunk
+                continue
+            kept += chunk
+        while len(kept) < nbytes:
+            kept += next(chunks)
+        yield bytes(memoryview(kept)[:nbytes])
+        del kept[:nbytes]

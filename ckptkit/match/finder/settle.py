@@ -45,6 +45,7 @@ def settle(proposals: Iterable[Proposal], fixed: Iterable[Match] = ()) -> list[M
             free = [name for name in options if not used[name]] or list(options)
             for names, proposal, chosen in zip(picked, group, _assign(targets, free, votes), strict=True):
                 names[list(proposal.choices)[place]] = chosen
+                used[chosen] += 1
         for names, proposal in zip(picked, group, strict=True):
             take(proposal.settled(names))
     return matches
