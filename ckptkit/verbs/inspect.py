@@ -119,17 +119,20 @@ def _is_parameter(name: str, tensor: Tensor) -> bool:
 
 def _stored(tensors: Mapping[str, Tensor]) -> tuple[int, tuple[str, ...]]:
     """Bytes of the union of all stored ranges, and the names that see only part of their storage."""
-    ranges: dict[int, list[tuple[int, int]]] = {}
-    files: dict[File, int] = {}
+    ranges: dict[File, list[tuple[int, int]]] = {}
+    last: File | None = None  # neighbours nearly always lie in one file
+    here: list[tuple[int, int]] = []
     slices = []
     for name, tensor in tensors.items():
         if tensor.source is None and tensor.file is not None:
-            number = files.setdefault(tensor.file, len(files))
-            ranges.setdefault(number, []).append((tensor.offset, tensor.offset + tensor.nbytes))
+            if tensor.file is not last:
+                last = tensor.file
+                here = ranges.setdefault(last, [])
+            here.append((tensor.offset, tensor.offset + tensor.nbytes))
         else:
             behind = 0
             for file, offset, nbytes in tensor.extents:
-                ranges.setdefault(files.setdefault(file, len(files)), []).append((offset, offset + nbytes))
+                ranges.setdefault(file, []).append((offset, offset + nbytes))
                 behind += nbytes
             if behind > tensor.nbytes:
                 slices.append(name)
