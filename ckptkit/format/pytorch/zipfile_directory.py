@@ -33,7 +33,7 @@ _LOCATOR = Struct("<4sIQI")
 _END64 = Struct("<4sQHHIIQQQQ")
 # signature, flags, method, crc, packed, size, name, extra, comment, local offset
 _CENTRAL = Struct("<4s4xHH4xIIIHHH8xI")
-_LOCAL = Struct("<4s2xHH8xIIHH")  # signature, flags, method, packed, size, name, extra
+_LOCAL = Struct("<4s2xHH8xII")  # signature, flags, method, packed, size; lengths of name and extra follow
 _PAIR = Struct("<HH")
 
 _MAX_COMMENT = 0xFFFF
@@ -156,7 +156,7 @@ def _zip64_record(span: Span, at: int, end: int) -> tuple[int, int, int]:
     return count, size, start
 
 
-_Raw = tuple[int, int, int, int, int, bytes]  # local offset, flags, method, packed, size, name
+_Raw = tuple[int, int, int, int, int, bytes, str]  # local offset, flags, method, packed, size, name, text
 
 
 def _central(file: File, data: bytes, count: int) -> tuple[list[_Raw], bool]:
@@ -177,7 +177,7 @@ def _central(file: File, data: bytes, count: int) -> tuple[list[_Raw], bool]:
                 extra = data[name_end : name_end + extra_len]
                 size, packed, offset = _widen(file, extra, size, packed, offset)
             checks |= crc
-            add((offset, flags, method, packed, size, name))
+            add((offset, flags, method, packed, size, name, str(name, "utf-8", "surrogateescape")))
     except StructError:
         raise _damaged(file, "its central directory ends early") from None
     if at != len(data):
@@ -206,17 +206,20 @@ def _widen(file: File, extra: bytes, *narrow: int) -> tuple[int, int, int]:
 def _locate(span: Span, found: list[_Raw], limit: int) -> dict[str, Entry]:
     """Read every local header, compare it with the central one, and prove that no two members overlap."""
     file = span.file
-    unpack, header = _LOCAL.unpack_from, _LOCAL.size
-    names = [raw[5].decode("utf-8", "surrogateescape") for raw in found]
-    entries = dict.fromkeys(names, Entry(STORED, 0, 0, 0))  # in central order; filled below
+    lengths, header = _PAIR.unpack_from, _LOCAL.size + _PAIR.size
+    entries = dict.fromkeys(
+        [raw[6] for raw in found], Entry(STORED, 0, 0, 0)
+    )  # in central order; filled below
     if len(entries) != len(found):
         raise _duplicate(file, found)
     first = span.base
     window, base, stop = b"", 0, 0
     previous = 0
+    # torch's local headers, whose sizes follow the bytes, are all alike: what equals the last one found right
+    # needs no second look.
+    usual: tuple[bytes, int] = (b"", 0)
     ordered = sorted(found)
-    for index, (at, flags, method, packed, size, raw_name) in enumerate(ordered):
-        name = raw_name.decode("utf-8", "surrogateescape")
+    for index, (at, flags, method, packed, size, raw_name, name) in enumerate(ordered):
         if at < previous:
             raise CkptError("zip-overlap", f"member {name!r} overlaps another one", file.path)
         need = header + len(raw_name)
@@ -228,24 +231,15 @@ def _locate(span: Span, found: list[_Raw], limit: int) -> dict[str, Entry]:
             base, stop = at, min(limit, at + (_WINDOW if near else need))
             window = span.read(base, stop - base)
         place = at - base
-        sign, local_flags, local_method, local_packed, local_size, name_len, extra_len = unpack(window, place)
+        local = window[place : place + 26]
+        name_len, extra_len = lengths(window, place + 26)
+        if usual != (local, flags) or method != STORED or packed != size:
+            streamed = _compare(file, name, (flags, method, packed, size), local)
+            usual = (local, flags) if streamed else (b"", 0)
         place += header
-        if sign != b"PK\3\4":
-            raise CkptError("zip-damaged", f"member {name!r} has no local header", file.path)
-        if window[place : place + name_len] != raw_name or local_method != method:
+        if name_len != len(raw_name) or window[place : place + name_len] != raw_name:
             raise _mismatch(file, name)
-        if (flags | local_flags) & _HIDDEN:
-            raise CkptError("zip-encrypted", f"member {name!r} is encrypted", file.path)
-        if not local_flags & _STREAMED or local_size or local_packed:
-            wide = _SATURATED in (local_packed, local_size)
-            if not wide and (local_packed != packed or local_size != size):
-                raise _mismatch(file, name)
-        if method == STORED:
-            if packed != size:
-                raise _mismatch(file, name)
-        elif method != DEFLATED:
-            raise CkptError("zip-method", f"member {name!r} is compressed by method {method}", file.path)
-        start = at + header + name_len + extra_len
+        start = at + need + extra_len
         previous = start + packed
         if previous > limit:
             raise CkptError("zip-damaged", f"member {name!r} passes the end of the archive", file.path)
@@ -256,6 +250,26 @@ def _locate(span: Span, found: list[_Raw], limit: int) -> dict[str, Entry]:
             raise CkptError("zip-damaged", f"the folder {name!r} has contents of its own", file.path)
         del entries[name]
     return entries
+
+
+def _compare(file: File, name: str, central: tuple[int, int, int, int], local: bytes) -> bool:
+    """Compare flags, method and sizes of a member with its local header; whether its sizes follow its bytes."""
+    flags, method, packed, size = central
+    sign, local_flags, local_method, local_packed, local_size = _LOCAL.unpack(local)
+    if sign != b"PK\3\4":
+        raise CkptError("zip-damaged", f"member {name!r} has no local header", file.path)
+    if local_method != method or (method == STORED and packed != size):
+        raise _mismatch(file, name)
+    if (flags | local_flags) & _HIDDEN:
+        raise CkptError("zip-encrypted", f"member {name!r} is encrypted", file.path)
+    if method not in {STORED, DEFLATED}:
+        raise CkptError("zip-method", f"member {name!r} is compressed by method {method}", file.path)
+    if local_flags & _STREAMED and not local_size and not local_packed:
+        return True
+    wide = _SATURATED in (local_packed, local_size)
+    if not wide and (local_packed != packed or local_size != size):
+        raise _mismatch(file, name)
+    return False
 
 
 def _duplicate(file: File, found: list[_Raw]) -> CkptError:
