@@ -4,9 +4,9 @@
 
 per output channel. Exporters and optimizers do the same thing in another order and precision, so the results differ
 in the last bits. A weight is recognised by its channels, which folding only scales; the scales tell which normalization
-it was, and the folded shift which bias. Then every formula and ε below is computed, and the one that comes nearest is
-named, with the distance in units of the last place (ulp). This is arithmetic, not proof: only a distance of 0 says
-that the formula gives the very bytes.
+it was, and the folded shift which bias. Then every formula and ε below is computed, and the one that gives most
+elements exactly is named, with the greatest distance in units of the last place (ulp). This is arithmetic, not proof:
+only a distance of 0 says that the formula gives the very bytes.
 """
 
 from collections import defaultdict
@@ -57,7 +57,6 @@ BIAS: dict[str, Formula] = {
     "((b−μ)/√(σ²+ε))·γ+β": lambda w, g, b, m, r: (w - m) / r * g + b,
     "((b−μ)·γ)/√(σ²+ε)+β": lambda w, g, b, m, r: (w - m) * g / r + b,
     "b·(γ/√(σ²+ε))+(β−μ·(γ/√(σ²+ε)))": lambda w, g, b, m, r: w * (g / r) + (b - m * (g / r)),
-    "β−μ·γ/√(σ²+ε)+b": lambda w, g, b, m, r: (b - m * g / r) + w,
 }
 PRECISIONS = ("float32", "float64")
 FORMULAS = {
@@ -234,20 +233,21 @@ def _weight(
             if error < close:
                 guesses.append((float(error), k, eps))
     tried = [
-        (_ulp(_apply(formula, 0, some, norms[k], eps).astype(some.dtype), same), order, k, eps, formula)
-        for order, (_, k, eps) in enumerate(sorted(guesses)[:3])
+        (_distance(_apply(formula, 0, some, norms[k], eps).astype(some.dtype), same), k, eps, formula)
+        for _, k, eps in sorted(guesses)[:3]
         for formula in (f"{precision} {words}" for words in WEIGHT for precision in PRECISIONS)
     ]
     if not tried:
         return None
-    _, _, k, eps, formula = min(tried, key=lambda row: row[:2])
+    # Of ε that make no difference the usual one.
+    _, k, eps, formula = min(tried, key=lambda row: (row[0], EPSILONS.index(row[2])))
     distance = 0
     step = max(1, (1 << 20) // max(1, origin[0].size))
     for at in range(0, len(origin), step):
         rows = slice(at, at + step)
         part = Norm(norms[k].names, *(vector[rows] for vector in norms[k][1:]))
         values = _apply(formula, 0, origin[rows], part, eps).astype(origin.dtype)
-        distance = max(distance, _ulp(values, wanted[rows]))
+        distance = max(distance, _distance(values, wanted[rows])[1])
     if distance > FAR:
         return None
     of: Expression = Folded(Source(layer.source), layer.dim, norms[k].names, eps, formula)
@@ -287,24 +287,24 @@ def _bias(
         return None
     name = min(errors)[2]
     wanted = targets[name].numpy()
-    best: tuple[int, str] | None = None
-    for words in BIAS:
-        for precision in PRECISIONS:
-            values = _apply(f"{precision} {words}", 0, layer, norm, eps).astype(wanted.dtype)
-            distance = _ulp(values, wanted)
-            if best is None or distance < best[0]:
-                best = (distance, f"{precision} {words}")
-    assert best is not None
-    fold = Folded(None if layer is None else Source(own), 0, norm.names, eps, best[1])
-    return Match(name, fold, "folded", ulp=best[0], why=_why(best[0]))
+    tried: list[tuple[tuple[int, int], int, str]] = []
+    for formula in (f"{precision} {words}" for words in BIAS for precision in PRECISIONS):
+        values = _apply(formula, 0, layer, norm, eps).astype(wanted.dtype)
+        tried.append((_distance(values, wanted), len(tried), formula))
+    (_, distance), _, formula = min(tried)
+    fold = Folded(None if layer is None else Source(own), 0, norm.names, eps, formula)
+    return Match(name, fold, "folded", ulp=distance, why=_why(distance))
 
 
 def _why(distance: int) -> str:
     return f"computed, within {distance} ulp" if distance else ""
 
 
-def _ulp(one: "Array", other: "Array") -> int:
-    """Greatest distance in units of the last place; both zeros are one number, NaN is far from everything else."""
+def _distance(one: "Array", other: "Array") -> tuple[int, int]:
+    """How many elements differ, and by how many units of the last place at most.
+
+    Both zeros are one number; NaN is far from everything else.
+    """
     import numpy as np
 
     bits = one.dtype.itemsize * 8
@@ -314,9 +314,7 @@ def _ulp(one: "Array", other: "Array") -> int:
         numbers: Array = np.ascontiguousarray(values).view(f"i{bits // 8}").astype(np.int64)
         return np.where(numbers < 0, low - numbers, numbers)
 
-    x, y = ordered(one), ordered(other)
-    with np.errstate(over="ignore"):
-        distance = np.abs(x - y)
+    distance = np.abs(ordered(one) - ordered(other))
     if bits == 64:  # the difference of numbers of opposite sign may wrap
         distance = np.where(distance < 0, np.iinfo(np.int64).max, distance)
-    return int(distance.max(initial=0))
+    return int(np.count_nonzero(distance)), int(distance.max(initial=0))
