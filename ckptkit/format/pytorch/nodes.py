@@ -3,16 +3,22 @@
 from collections.abc import Iterator
 from typing import Any
 
+UNKNOWN = object()  # nothing worked out yet
+
 
 class Global:
-    """A class or function that the stream names. One instance per name and stream; `called` if ever called."""
+    """A class or function that the stream names. One instance per name and stream.
 
-    __slots__ = ("called", "module", "name")
+    `called` tells whether the stream calls it; `element` holds what `refs` worked out of a storage class.
+    """
+
+    __slots__ = ("called", "element", "module", "name")
 
     def __init__(self, module: str, name: str) -> None:
         self.module = module
         self.name = name
         self.called = False
+        self.element: object = UNKNOWN
 
     def __str__(self) -> str:
         return f"{self.module}.{self.name}"

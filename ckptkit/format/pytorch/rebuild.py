@@ -24,9 +24,7 @@ Limits. Every count is checked by `core.views`; a record whose arguments are of 
 Source: torch 2.13 `torch/_utils.py`, `torch/_tensor.py`, `torch/serialization.py`.
 """
 
-import struct
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from typing import Any, cast
 
 from ckptkit.core.dtypes import DTYPES, DType
@@ -34,32 +32,24 @@ from ckptkit.core.errors import CkptError
 from ckptkit.core.storage import MemoryStorage
 from ckptkit.core.tensor import Tensor
 from ckptkit.core.views import view
+from ckptkit.format.pytorch import composites
 from ckptkit.format.pytorch.arrays import Array, array, payload
-from ckptkit.format.pytorch.nodes import Dict, Global, Object, raw_bytes
+from ckptkit.format.pytorch.nodes import Global, Object, raw_bytes
+from ckptkit.format.pytorch.records import (
+    RANK,
+    Absent,
+    Parts,
+    Rebuilt,
+    attributes_of,
+    flags,
+    noted,
+    pairs,
+    sizes,
+    with_attributes,
+    wrong_arguments,
+)
 from ckptkit.format.pytorch.refs import StorageRef, invalid, short, torch_dtype
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Parts:
-    """What stands at one place: tensors by suffix ("" is the place itself), and attributes that came with them."""
-
-    tensors: tuple[tuple[str, Tensor], ...]
-    attributes: object = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Absent:
-    """A tensor without data: on the meta device, or not initialised when it was saved."""
-
-    type: str
-    dtype: str = ""
-    shape: tuple[int, ...] | None = None
-
-
-Rebuilt = Tensor | Parts | Absent | None
-
-_RANK = 100  # dimensions of a tensor; torch's own kernels stop at 64
-_ATTRIBUTES = 100  # of a tensor subclass or its metadata
 _WRAPPED = 20  # a parameter of a DTensor of a tensor with attributes is 4 deep
 
 
@@ -126,7 +116,7 @@ class Rebuilder:
         if id(obj) not in self.kept:
             data = self.raw(obj.args[0]) if len(obj.args) == 1 else None
             if data is None:
-                raise _arguments(obj)
+                raise wrong_arguments(obj)
             if self.nested is None:
                 raise invalid("a torch file lies within the pickle where none is expected")
             if id(data) not in self.kept:
@@ -161,11 +151,11 @@ class Rebuilder:
             shape = ((ref.nbytes * 8 // dtype.bits),)
             strides = (1,)
         elif dtype.name == "float4_e2m1fn":
-            shape, strides, start = _pairs(shape, strides, start)
-        flags = _flags(metadata) if metadata else {}
+            shape, strides, start = pairs(shape, strides, start)
+        bits = flags(metadata) if metadata else {}
         if ref.swap and dtype.parts > 1:
-            flags["swap"] = True
-        return view(storage, dtype, shape, strides, start, kind=kind, **flags)
+            bits["swap"] = True
+        return view(storage, dtype, shape, strides, start, kind=kind, **bits)
 
     # One method per kind of record. Each checks what it takes from the arguments.
 
@@ -173,10 +163,10 @@ class Rebuilder:
         """_rebuild_tensor, _rebuild_tensor_v2: the most frequent record by far."""
         args = obj.args
         if len(args) < 4:
-            raise _arguments(obj)
+            raise wrong_arguments(obj)
         ref, start, shape, strides = args[:4]
-        if type(shape) is not tuple or type(strides) is not tuple or len(shape) > _RANK:
-            shape, strides = _sizes(shape), _sizes(strides)
+        if type(shape) is not tuple or type(strides) is not tuple or len(shape) > RANK:
+            shape, strides = sizes(shape), sizes(strides)
         if type(ref) is not StorageRef:
             ref = self.ref(ref)
         metadata = args[6] if len(args) > 6 else None
@@ -187,16 +177,16 @@ class Rebuilder:
     def tensor_v3(self, obj: Object, kind: str = "") -> Tensor:
         args = obj.args
         if len(args) not in (7, 8):
-            raise _arguments(obj)
+            raise wrong_arguments(obj)
         metadata = args[7] if len(args) > 7 else None
         return self.view(
-            args[0], torch_dtype(args[6]), _sizes(args[2]), _sizes(args[3]), args[1], metadata, kind
+            args[0], torch_dtype(args[6]), sizes(args[2]), sizes(args[3]), args[1], metadata, kind
         )
 
     def parameter(self, obj: Object) -> Rebuilt:
         args = obj.args
         if not args or type(args[0]) is not Object:
-            raise _arguments(obj)
+            raise wrong_arguments(obj)
         data = args[0]
         handler = self.handler(data.cls)
         if handler is Rebuilder.tensor:
@@ -207,106 +197,35 @@ class Rebuilder:
             inner = self.rebuild(data)
         if inner is None:
             raise invalid("a parameter holds no tensor")
-        return _with(inner, args[3]) if len(args) > 3 else inner
+        return with_attributes(inner, args[3]) if len(args) > 3 else inner
 
     def from_type(self, obj: Object) -> Rebuilt:
         """_rebuild_from_type_v2: a subclass of Tensor, or one with Python attributes. None for an unknown one."""
         if len(obj.args) != 4 or type(obj.args[2]) is not tuple:
-            raise _arguments(obj)
+            raise wrong_arguments(obj)
         func, _, args, state = obj.args
         made = Object(func, args)
         made.state = state
         handler = self.handler(func)
-        if handler is Rebuilder.wrapper or handler is Rebuilder.jagged:
+        if handler is Rebuilder.wrapper or handler is composites.jagged:
             return self.rebuild(made)  # the state is the tensor
         made.state = None
-        return _with(self.rebuild(made), state)
+        return with_attributes(self.rebuild(made), state)
 
     def wrapper(self, obj: Object) -> Rebuilt:
         """DTensor: the shard of this rank, with its global shape as a note. Other wrappers stay opaque."""
-        local = _attributes(obj.state).get("_local_tensor")
+        local = attributes_of(obj.state).get("_local_tensor")
         if type(local) is not Object:
             return None
         shard = self.plain(local)
         shape = obj.args[2] if len(obj.args) > 2 else ()
-        whole = "×".join(map(str, _sizes(shape)))
-        return _noted(shard, f"local shard of {whole}" if whole else "local shard")
-
-    def quantized(self, obj: Object) -> Parts:
-        args = obj.args
-        if len(args) != 7 or type(args[4]) is not tuple or not args[4]:
-            raise _arguments(obj)
-        ref, start, shape, strides, scheme = (
-            self.ref(args[0]),
-            args[1],
-            _sizes(args[2]),
-            _sizes(args[3]),
-            args[4],
-        )
-        if ref.dtype is None or ref.dtype.kind != "quantized":
-            raise invalid("a quantised tensor has a storage of plain numbers")
-        name = scheme[0].name if type(scheme[0]) is Global and scheme[0].module == "torch" else ""
-        if name == "per_tensor_affine" and len(scheme) == 3:
-            return Parts(
-                (
-                    ("", self.view(ref, ref.dtype, shape, strides, start)),
-                    ("scale", self.number(scheme[1], "float64")),
-                    ("zero_point", self.number(scheme[2], "int64")),
-                )
-            )
-        if name not in {"per_channel_affine", "per_channel_affine_float_qparams"} or len(scheme) != 4:
-            raise invalid(f"quantisation scheme {short(scheme[0])} is not one of torch's")
-        _, scales, zeros, axis = scheme
-        if type(axis) is not int or not 0 <= axis < len(shape):
-            raise invalid("the axis of a quantised tensor is not one of its dimensions")
-        types = ("float64", "int64") if name == "per_channel_affine" else ("float32", "float32")
-        parts = [
-            self.numbers(found, dtype) if type(found) is list else self.plain(found)
-            for found, dtype in zip((scales, zeros), types, strict=True)
-        ]
-        if any(part.size != shape[axis] for part in parts):
-            raise invalid("a quantised tensor has not one scale and zero point for each channel")
-        weight = self.view(ref, ref.dtype, shape, strides, start)
-        return Parts(
-            (
-                ("", _noted(weight, f"quantised along axis {axis}")),
-                ("scale", parts[0]),
-                ("zero_point", parts[1]),
-            )
-        )
-
-    def sparse(self, obj: Object) -> Parts:
-        layout = _text(obj.args[0]) if len(obj.args) == 2 else None
-        data = obj.args[1] if layout else None
-        names = _SPARSE.get(layout or "")
-        if names is None or type(data) is not tuple or not len(names) < len(data) <= 4:
-            raise _arguments(obj)
-        shape = "×".join(map(str, _sizes(data[len(names)])))
-        kind = (layout or "").removeprefix("torch.sparse_").upper()
-        parts = [(name, self.plain(part)) for name, part in zip(names, data, strict=False)]
-        return Parts(tuple((name, _noted(part, f"sparse {kind} of {shape}")) for name, part in parts))
-
-    def nested_tensor(self, obj: Object) -> Parts:
-        if len(obj.args) != 4:
-            raise _arguments(obj)
-        names = ("values", "sizes", "strides", "offsets")
-        return Parts(
-            tuple(
-                (name, _noted(self.plain(part), "nested")) for name, part in zip(names, obj.args, strict=True)
-            )
-        )
-
-    def jagged(self, obj: Object) -> Parts:
-        if len(obj.args) != 1 or type(obj.args[0]) is not Dict:
-            raise _arguments(obj)
-        found = _attributes(obj.args[0])
-        names = [name for name in ("values", "offsets", "lengths") if found.get(name) is not None]
-        return Parts(tuple((name, _noted(self.plain(found[name]), "nested")) for name in names))
+        whole = "×".join(map(str, sizes(shape)))
+        return noted(shard, f"local shard of {whole}" if whole else "local shard")
 
     def on_device(self, obj: Object) -> Rebuilt:
         """The data of a backend without storages, carried as a numpy array or as a tensor of the CPU."""
         if len(obj.args) != 4:
-            raise _arguments(obj)
+            raise wrong_arguments(obj)
         data, dtype = self.plain(obj.args[0]), torch_dtype(obj.args[1])
         if data.dtype is dtype:
             return data
@@ -316,8 +235,8 @@ class Rebuilder:
 
     def meta(self, obj: Object) -> Absent:
         if len(obj.args) != 4:
-            raise _arguments(obj)
-        return Absent("torch.Tensor", torch_dtype(obj.args[0]).name, _sizes(obj.args[1]))
+            raise wrong_arguments(obj)
+        return Absent("torch.Tensor", torch_dtype(obj.args[0]).name, sizes(obj.args[1]))
 
     def old(self, obj: Object) -> Rebuilt:
         """torch.Tensor, torch.nn.Parameter, torch.FloatTensor …, instantiated and perhaps given a state."""
@@ -334,7 +253,7 @@ class Rebuilder:
 
     def typed_storage(self, obj: Object) -> Rebuilt:
         """torch.storage.TypedStorage, a pair of an untyped storage and a dtype."""
-        found = _attributes(obj.state)
+        found = attributes_of(obj.state)
         ref = found.get("_untyped_storage", found.get("_storage"))
         if type(ref) is not StorageRef:
             return None
@@ -375,19 +294,6 @@ class Rebuilder:
             raise invalid("a part of a tensor is not a tensor")
         return found
 
-    def number(self, value: object, dtype: str) -> Tensor:
-        return self._packed([value], dtype, ())
-
-    def numbers(self, values: list[Any], dtype: str) -> Tensor:
-        return self._packed(values, dtype, (len(values),))
-
-    def _packed(self, values: list[Any], dtype: str, shape: tuple[int, ...]) -> Tensor:
-        try:
-            data = struct.pack(f"<{len(values)}{_CODES[dtype]}", *values)
-        except (struct.error, OverflowError):
-            raise invalid("a scale or zero point is not a number") from None
-        return view(self.held(data), DTYPES[dtype], shape, (1,) * len(shape), 0)
-
 
 _OLD_TENSORS = (
     "Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool",
@@ -399,10 +305,10 @@ _TABLE: dict[tuple[str, str], Callable[[Rebuilder, Object], Rebuilt]] = {
     ("torch._utils", "_rebuild_tensor_v3"): Rebuilder.tensor_v3,
     ("torch._utils", "_rebuild_parameter"): Rebuilder.parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): Rebuilder.parameter,
-    ("torch._utils", "_rebuild_qtensor"): Rebuilder.quantized,
-    ("torch._utils", "_rebuild_sparse_tensor"): Rebuilder.sparse,
-    ("torch._utils", "_rebuild_nested_tensor"): Rebuilder.nested_tensor,
-    ("torch.nested._internal.nested_tensor", "_rebuild_njt"): Rebuilder.jagged,
+    ("torch._utils", "_rebuild_qtensor"): composites.quantized,
+    ("torch._utils", "_rebuild_sparse_tensor"): composites.sparse,
+    ("torch._utils", "_rebuild_nested_tensor"): composites.nested_tensor,
+    ("torch.nested._internal.nested_tensor", "_rebuild_njt"): composites.jagged,
     ("torch._utils", "_rebuild_device_tensor_from_numpy"): Rebuilder.on_device,
     ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): Rebuilder.on_device,
     ("torch._utils", "_rebuild_xla_tensor"): Rebuilder.on_device,
@@ -428,89 +334,3 @@ _TABLE: dict[tuple[str, str], Callable[[Rebuilder, Object], Rebuilt]] = {
     ("numpy", "ndarray"): Rebuilder.ndarray,
 }
 _TABLE |= {(m, f"{t}Tensor"): Rebuilder.old for m in ("torch", "torch.cuda") for t in _OLD_TENSORS}
-
-_CODES = {"float64": "d", "float32": "f", "int64": "q"}
-
-_SPARSE = {
-    "torch.sparse_coo": ("indices", "values"),
-    "torch.sparse_csr": ("crow_indices", "col_indices", "values"),
-    "torch.sparse_bsr": ("crow_indices", "col_indices", "values"),
-    "torch.sparse_csc": ("ccol_indices", "row_indices", "values"),
-    "torch.sparse_bsc": ("ccol_indices", "row_indices", "values"),
-}
-
-
-def _sizes(value: object) -> tuple[int, ...]:
-    """Sizes or strides: a tuple, a list, or a torch.Size around one. What is in it is for `view` to check."""
-    if type(value) is Object and value.name == ("torch", "Size") and len(value.args) == 1:
-        value = value.args[0]
-    if type(value) is not tuple and type(value) is not list:
-        raise invalid("sizes or strides are not a tuple")
-    if len(value) > _RANK:
-        raise invalid(f"a tensor has {len(value)} dimensions")
-    for n in value:
-        if type(n) is not int or n < 0:
-            raise CkptError("view-invalid", "sizes and strides must be counts")
-    return tuple(value)
-
-
-def _pairs(shape: Any, strides: Any, start: Any) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """Shape and strides of float4 elements, given those of torch's pairs of them."""
-    if type(start) is not int or len(shape) != len(strides):
-        raise invalid("a tensor's start is not a count")
-    if not shape:
-        return (2,), (1,), start * 2
-    if strides[-1] != 1 and shape[-1] > 1:
-        raise CkptError("dtype-unsupported", "float4 elements lie apart along the last dimension")
-    return (*shape[:-1], shape[-1] * 2), (*(2 * s for s in strides[:-1]), 1), start * 2
-
-
-def _flags(metadata: object) -> dict[str, Any]:
-    """The lazy bits of a tensor: {'conj': True}, {'neg': True}."""
-    flags = {}
-    for key, value in _attributes(metadata).items():
-        if key not in {"conj", "neg"} or type(value) is not bool:
-            raise invalid(f"a tensor carries the unknown bit {key[:40]!r}")
-        if value:
-            flags[key] = True
-    return flags
-
-
-def _attributes(state: object) -> dict[str, Any]:
-    """Attributes by name: a dict, or a pair of dicts of which the second holds slots."""
-    parts = state if type(state) is tuple and len(state) == 2 else (state,)
-    return {
-        key: value
-        for part in parts
-        if type(part) is Dict and len(part) <= 2 * _ATTRIBUTES
-        for key, value in part.entries()
-        if isinstance(key, str)
-    }
-
-
-def _with(inner: Rebuilt, state: object) -> Rebuilt:
-    """The same with further attributes."""
-    if not state or not isinstance(inner, Tensor | Parts):
-        return inner
-    if isinstance(inner, Tensor):
-        return Parts((("", inner),), state)
-    return Parts(inner.tensors, [inner.attributes, state] if inner.attributes else state)
-
-
-def _noted(tensor: Tensor, note: str) -> Tensor:
-    from dataclasses import replace
-
-    return replace(tensor, note=note)
-
-
-def _text(node: object) -> str | None:
-    """A str, or the str within a `_get_layout('torch.sparse_coo')`."""
-    if type(node) is Object and node.name == ("torch.serialization", "_get_layout") and len(node.args) == 1:
-        node = node.args[0]
-    if type(node) is Global and node.module == "torch":
-        return str(node)
-    return node if isinstance(node, str) else None
-
-
-def _arguments(obj: Object) -> CkptError:
-    return invalid(f"{short(obj.cls)} was not given what it takes")

@@ -6,12 +6,12 @@ elements. An element type is the global `torch.<dtype>`.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from ckptkit.core.dtypes import BY_STORAGE, BY_TORCH, DType
 from ckptkit.core.errors import CkptError
 from ckptkit.core.storage import Storage
-from ckptkit.format.pytorch.nodes import Global
+from ckptkit.format.pytorch.nodes import UNKNOWN, Global
 
 
 @dataclass(slots=True, eq=False)
@@ -47,18 +47,28 @@ class StorageId(NamedTuple):
 
 # Storage classes by the modules that ever defined them.
 _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage", "torch.xpu", "torch.mps")
+_MOST = 1 << 63
 _UNTYPED = {"UntypedStorage", "_UntypedStorage"}
 
 
 def storage_dtype(cls: object) -> DType | None:
     """Element type of a storage class, None for an untyped one. Raises CkptError `tensor-invalid` for any other."""
-    if type(cls) is Global and cls.module in _STORAGE_MODULES:
-        if cls.name in _UNTYPED:
-            return None
-        found = BY_STORAGE.get(cls.name.removesuffix("Storage"))
-        if found is not None and cls.name.endswith("Storage"):
-            return found
-    raise invalid(f"{short(cls)} is no storage class")
+    if type(cls) is not Global:
+        raise invalid(f"{short(cls)} is no storage class")
+    if cls.element is UNKNOWN:
+        cls.element = _element(cls)
+    if cls.element is UNKNOWN:
+        raise invalid(f"{short(cls)} is no storage class")
+    return cast(DType | None, cls.element)
+
+
+def _element(cls: Global) -> object:
+    if cls.module not in _STORAGE_MODULES:
+        return UNKNOWN
+    if cls.name in _UNTYPED:
+        return None
+    name = cls.name.removesuffix("Storage")
+    return UNKNOWN if name == cls.name else BY_STORAGE.get(name, UNKNOWN)
 
 
 def storage_id(pid: object) -> StorageId:
@@ -66,20 +76,26 @@ def storage_id(pid: object) -> StorageId:
     if type(pid) is not tuple or len(pid) not in (5, 6) or pid[0] != "storage":
         raise invalid("a persistent id is not one of a storage")
     cls, key, location, length = pid[1:5]
-    if type(key) is int and 0 <= key < 1 << 64:
+    if type(key) is int and 0 <= key < _MOST:
         key = str(key)
-    if not isinstance(key, str) or type(length) is not int or not 0 <= length < 1 << 63:
+    if not isinstance(key, str) or type(length) is not int or not 0 <= length < _MOST:
         raise invalid("a persistent id has no key or no length")
     dtype = storage_dtype(cls)
-    part = pid[5] if len(pid) == 6 else None
-    if part is not None:
-        if type(part) is not tuple or len(part) != 3 or not isinstance(part[0], str | int):
-            raise invalid("a view of a storage is not (key, offset, length)")
-        if any(type(n) is not int or not 0 <= n < 1 << 63 for n in part[1:]):
-            raise invalid("a view of a storage has no offset or no length")
-        part = (str(part[0]), part[1], part[2])
     width = 1 if dtype is None else max(1, dtype.bits // 8)
-    return StorageId(key, dtype, location if isinstance(location, str) else "", length * width, part)
+    place = location if isinstance(location, str) else ""
+    part = _part(pid[5]) if len(pid) == 6 else None
+    return StorageId(key, dtype, place, length * width, part)
+
+
+def _part(node: object) -> tuple[str, int, int] | None:
+    """The view of a storage in a legacy id."""
+    if node is None:
+        return None
+    if type(node) is not tuple or len(node) != 3 or not isinstance(node[0], str | int):
+        raise invalid("a view of a storage is not (key, offset, length)")
+    if any(type(n) is not int or not 0 <= n < _MOST for n in node[1:]):
+        raise invalid("a view of a storage has no offset or no length")
+    return str(node[0]), node[1], node[2]
 
 
 def torch_dtype(value: object) -> DType:

@@ -21,7 +21,8 @@ from ckptkit.core.tensor import Tensor
 from ckptkit.format.pytorch.globals import SCALARS, Opaque, Value, attributes, simplify
 from ckptkit.format.pytorch.modules import PARTS, members
 from ckptkit.format.pytorch.nodes import Dict, Global, Object, Set
-from ckptkit.format.pytorch.rebuild import Absent, Rebuilder, Rebuilt
+from ckptkit.format.pytorch.rebuild import Rebuilder
+from ckptkit.format.pytorch.records import Absent, Rebuilt
 from ckptkit.format.pytorch.refs import StorageRef
 
 VERSIONS = "_metadata"  # attribute of a state dict: {prefix: {"version": n}}
