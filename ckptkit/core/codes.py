@@ -49,6 +49,7 @@ CODES: dict[str, str] = {
     "not-onnx": "a protobuf file that is not an ONNX model",
     "not-sharded": "the target format is written to a single file",
     "not-writable": "the format is read only",
+    "objects-left-out": "constants of an exported program that are objects, not tensors",
     "onnx-attribute": "an attribute of an ONNX node holds not exactly the value that its type says",
     "onnx-constant": "an ONNX Constant without exactly one known value and one output",
     "onnx-data-field": "an ONNX tensor whose data is missing, doubled or in a field that is not for its type",

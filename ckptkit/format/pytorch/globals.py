@@ -194,9 +194,7 @@ for _module in _BUILTINS:
         (_module, "range"): _range,
         (_module, "slice"): _range,
     }
-_TABLE |= {
-    ("torch.jit._pickle", f"build_{kind}list"): _first for kind in ("int", "double", "bool", "tensor")
-}
+_TABLE |= {("torch.jit._pickle", f"build_{kind}list"): _first for kind in ("int", "double", "bool", "tensor")}
 for _module in ("pathlib", "pathlib._local"):
     _TABLE |= {
         (_module, name): _path

@@ -43,7 +43,7 @@ class ZipStorages:
         self.file = archive.file
         self.entries = archive.entries
         self.swap = archive.big_endian
-        self.classes: dict[Global, tuple[DType | None, int]] = {}  # storage classes: element type and its bytes
+        self.classes: dict[Global, tuple[DType | None, int]] = {}  # storage class → type, bytes
 
     def refer(self, pid: Any) -> StorageRef:
         """What stands for a persistent id in the pickle."""
