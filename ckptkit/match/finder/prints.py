@@ -6,7 +6,7 @@ Taken along one axis at a time (`marginals`), they tell which rows went where. T
 dtype and shape, goes along: equal digests are equal bytes. Fingerprints only propose; `layout.equal` proves.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -102,11 +102,11 @@ class Mixer:
         return plain, a
 
 
-def marginals(tensor: Tensor) -> "dict[tuple[int, int], Array]":
-    """The sums along axes: for (first, stop) one 64-bit sum for each index of these axes taken as one.
+def marginals(tensor: Tensor, spans: Iterable[tuple[int, int]]) -> "dict[tuple[int, int], Array]":
+    """The sums along axes: for each span (first, stop) one 64-bit sum per index of these axes taken as one.
 
-    There are (d, d + 1) for each axis and (0, n) for the n leading ones, except those with too many indices. The
-    tensor is read once; it must have elements, and sums (`Print.sums`).
+    Spans of too many indices, and some in the midst of a large tensor, are left out. The tensor is read once; it must
+    have elements, and sums (`Print.sums`).
     """
     shape = tensor.shape
     axes = len(shape)
@@ -114,7 +114,7 @@ def marginals(tensor: Tensor) -> "dict[tuple[int, int], Array]":
     tail = min(k for k in range(axes + 1) if prod(shape[k:]) <= ENTRIES)
     leading, trailing = _both_sums(tensor, prod(shape[lead:]), prod(shape[tail:]))
     found = {}
-    for first, stop in dict.fromkeys([*((d, d + 1) for d in range(axes)), *((0, n) for n in range(2, axes))]):
+    for first, stop in spans:
         if stop <= lead:
             found[first, stop] = _reduce(leading, shape[:lead], first, stop)
         elif first >= tail:

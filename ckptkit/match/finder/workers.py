@@ -65,25 +65,26 @@ class Prints:
         return self._prints[self._key(tensor)]
 
     def measure(self, tensors: Iterable[Tensor]) -> None:
-        """Take the sums along axes of several tensors, in both threads."""
+        """Take the sums along single axes of several tensors, in both threads."""
         self.workers.map(lambda t: self.axis(t, 0), {self._key(t): t for t in tensors}.values())
 
     def axis(self, tensor: Tensor, dim: int) -> "Array | None":
         """One 64-bit sum for each index along the axis; None if there are too many."""
-        return self._sums(tensor).get((dim, dim + 1))
+        spans = tuple((d, d + 1) for d in range(len(tensor.shape)))
+        return self._sums(tensor, spans).get((dim, dim + 1))
 
     def leading(self, tensor: Tensor, count: int) -> "Array | None":
         """One sum for each index of the first `count` axes taken as one; None if there are too many."""
-        return self._sums(tensor).get((0, count))
+        return self._sums(tensor, ((0, count),)).get((0, count))
 
-    def _sums(self, tensor: Tensor) -> "dict[tuple[int, int], Array]":
-        key = self._key(tensor)
+    def _sums(self, tensor: Tensor, spans: tuple[tuple[int, int], ...]) -> "dict[tuple[int, int], Array]":
+        key = (self._key(tensor), spans)
         with self._lock:
             found = self._marginals.pop(key, None)
             if found is not None:
                 self._marginals[key] = found  # the last used come last
                 return found
-        found = marginals(tensor)
+        found = marginals(tensor, spans)
         with self._lock:
             self._marginals[key] = found
             self._entries += sum(map(len, found.values()))
