@@ -65,11 +65,9 @@ _WORDS = {"equal": "equal", "close": "close enough", "unread": "alike in their h
 
 def summary(diff: Diff) -> Iterator[tuple[str, list[str]]]:
     """Facts in a word each: what was trained, what was not, what kind of difference it is."""
-    moved = [e for e in diff.entries if "values" in e.kinds]
-    still = [e for e in diff.entries if e.status in ("equal", "close") and "values" not in e.kinds]
-    if moved and still:
-        state = [(e.name, "values" in e.kinds) for e in diff.entries if e.a and e.b and "shape" not in e.kinds]
-        trees = fold(state)
+    state = {e.name: "values" in e.kinds and not e.how for e in diff.entries if e.a and e.b and "shape" not in e.kinds}
+    if diff.read and len(set(state.values())) == 2:
+        trees = fold(state.items())
         for key, wanted in (("frozen", False), ("trained", True)):
             found = list(islice(_whole(trees, wanted, ""), LONG + 1))
             yield key, [*found[:LONG], "…"] if len(found) > LONG else found
@@ -237,8 +235,10 @@ def _remarks(entry: Entry, measured: Sequence[Values]) -> Iterator[str]:
         yield f"{a.dtype} → {b.dtype}{same}"
     if a.shape != b.shape:
         yield f"{shape(a.shape)} → {shape(b.shape)}"
-    if entry.how:
-        yield f"= {clean(entry.how)}"
+    if entry.how == f"{b.dtype}({entry.name})":
+        yield "rounded"
+    elif entry.how:
+        yield f"= {clean(entry.how.replace(entry.name, '·'))}"
     if "values" in entry.kinds and not measured:
         yield "bytes differ"
     elif measured and not any(v.max_abs for v in measured) and any(v.changed for v in measured):

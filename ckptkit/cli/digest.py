@@ -39,7 +39,8 @@ from ckptkit.verbs.digest.listing import SCHEMA, line, load
 def command(
     paths: tuple[str, ...], tensors: bool, listing: str | None, textconv: bool, style: str | None, **chosen: Any
 ) -> int:
-    """The content identity of checkpoints: the same in every format, order and sharding.
+    """Identify content: the same digest in every format.
+
 
     Each line is a BLAKE3 digest, two blanks and PATH. Two checkpoints with the same tensors under the same names
     have the same digest, bit for bit; metadata does not count.

@@ -6,10 +6,11 @@ content digest. Then, marked, what is no tensor.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import click
 
-from ckptkit.cli.text import clean, emit, shorten
+from ckptkit.cli.text import clean, emit
 from ckptkit.core.errors import CkptError
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.names import natural
@@ -18,7 +19,7 @@ from ckptkit.format import read_with
 from ckptkit.match.digest import digests
 
 _DIGITS = 16
-_WIDTH = 400
+_WIDTH = 200  # characters
 
 
 def convert(paths: Sequence[str], section: str | None, variant: str | None) -> int:
@@ -48,4 +49,20 @@ def _lines(graph: TensorGraph) -> Iterator[str]:
     from ckptkit.verbs.diff.graphs import facts
 
     for what, name, value in facts(graph):
-        yield shorten(f"# {what}\t{clean(name)}\t{clean(str(value))}", _WIDTH)
+        yield f"# {what}\t{clean(name)}\t{_text(value)}"
+
+
+def _text(value: Any) -> str:
+    """The value in one line; of a long one the beginning, and a digest that tells whether the rest is the same."""
+    match value:
+        case {"type": kind, "value": None}:
+            text = str(kind)
+        case {"type": kind, "value": inner}:
+            text = f"{kind} {inner}"
+        case _:
+            text = str(value)
+    if len(text) > _WIDTH:
+        from blake3 import blake3
+
+        text = f"{text[:_WIDTH]}… {blake3(text.encode('utf-8', 'surrogatepass')).hexdigest()[:_DIGITS]}"
+    return clean(text)
