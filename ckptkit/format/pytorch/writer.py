@@ -18,10 +18,11 @@ from ckptkit.core.dtypes import DTYPES, DType
 from ckptkit.core.errors import CkptError
 from ckptkit.core.findings import Finding
 from ckptkit.core.graph import TensorGraph
-from ckptkit.core.plan import Layout, WriteOptions
+from ckptkit.core.plan import Layout, OutputFile, WriteOptions
 from ckptkit.core.tensor import Tensor
 from ckptkit.format.pytorch.pickle_writer import Entry, state_dict
 from ckptkit.format.pytorch.zipfile_writer import ALIGNMENT, Member, archive
+from ckptkit.format.sharding import index, shard_names, split
 from ckptkit.format.sharing import sharing_losses
 
 ROOT = "archive"
@@ -32,28 +33,42 @@ _INTEGERS = {"qint8": "int8", "quint8": "uint8", "qint32": "int32"}
 
 
 def layout(graph: TensorGraph, name: str, options: WriteOptions) -> Layout:
-    """How the graph is written as one .pt file named `name`.
+    """How the graph is written: one .pt file named `name`, or shards named after it with an index.
+
+    Tied names stand in one file. `options.max_shard_size` bounds the tensor bytes of one file.
 
     Raises CkptError `dtype-unsupported` for element types torch cannot save, `tied-tensors` when
     `options.ties` is "error" and names share storage, `shape-unsupported` for float4 of odd width.
     """
+    ties = graph.ties()
+    if ties and options.ties == "error":
+        tied, first = next(iter(ties.items()))
+        raise CkptError("tied-tensors", f"shares its storage with {first!r}", tied)
+    losses = [*sharing_losses(graph, options.ties), *_integer_losses(graph)]
+    if options.ties == "copy":
+        ties = {}
+    stored = {label: tensor for label, tensor in graph.items() if label not in ties}
+    shards = split(stored, options.max_shard_size)
+    if len(shards) == 1:
+        return Layout((_file(name, graph, ties),), tuple(losses))
+    together: dict[str, list[str]] = {}
+    for tied, kept in ties.items():
+        together.setdefault(kept, []).append(tied)
+    shards = [[n for kept in shard for n in (kept, *together.get(kept, ()))] for shard in shards]
+    stem, dot, suffix = name.rpartition(".")
+    held = dict(zip(shard_names(stem, dot + suffix, len(shards)), shards, strict=True))
+    files = [_file(path, graph.select(names), ties) for path, names in held.items()]
+    return Layout((*files, index(f"{name}.index.json", held, stored)), tuple(losses))
+
+
+def _file(path: str, graph: TensorGraph, ties: Mapping[str, str]) -> OutputFile:
+    """One archive with all tensors of the graph; `ties` maps a tied name to the one whose storage it shares."""
     entries: list[Entry] = []
     members: list[Member] = []
-    losses = list(sharing_losses(graph, options.ties))
     keys: dict[str, str] = {}
-    leader = graph.ties()
-    if leader and options.ties == "error":
-        tied, first = next(iter(leader.items()))
-        raise CkptError("tied-tensors", f"shares its storage with {first!r}", tied)
-    if options.ties == "copy":
-        leader = {}
     for label, tensor in graph.items():
-        owner = leader.get(label, label)
+        owner = ties.get(label, label)
         stored = _stored_dtype(label, tensor)
-        if stored is not tensor.dtype:
-            losses.append(
-                Finding("quantized-as-integers", "warning", label, f"{tensor.dtype} is written as {stored}")
-            )
         nbytes = tensor.nbytes
         if owner == label:
             keys[label] = str(len(members))
@@ -62,16 +77,23 @@ def layout(graph: TensorGraph, name: str, options: WriteOptions) -> Layout:
         storage = f"{stored.storage}Storage" if stored.storage else ""
         length = tensor.size if storage else nbytes
         entries.append(Entry(label, keys[owner], storage, stored.torch or "", length, shape))
-    pickled = state_dict(entries, _state(graph.metadata))
     records = {
-        "data.pkl": pickled,
+        "data.pkl": state_dict(entries, _state(graph.metadata)),
         ".format_version": b"1",
         ".storage_alignment": b"%d" % ALIGNMENT,
         "byteorder": b"little",
     }
     before = [Member(f"{ROOT}/{key}", data, len(data)) for key, data in records.items()]
     version = Member(f"{ROOT}/version", b"3\n", 2)
-    return Layout((archive(name, [*before, *members, version]),), tuple(losses))
+    return archive(path, [*before, *members, version])
+
+
+def _integer_losses(graph: TensorGraph) -> list[Finding]:
+    return [
+        Finding("quantized-as-integers", "warning", label, f"{tensor.dtype} is written as {stored}")
+        for label, tensor in graph.items()
+        if (stored := _stored_dtype(label, tensor)) is not tensor.dtype
+    ]
 
 
 def _stored_dtype(name: str, tensor: Tensor) -> DType:

@@ -23,6 +23,7 @@ from ckptkit.core.graph import TensorGraph
 from ckptkit.core.plan import Layout, OutputFile, Piece, WriteOptions
 from ckptkit.core.tensor import Tensor
 from ckptkit.format.safetensors.header import METADATA, PREFIX
+from ckptkit.format.sharding import index, shard_names, split
 from ckptkit.format.sharing import sharing_losses
 from ckptkit.format.tied_names import reads_as_tie
 
@@ -59,7 +60,7 @@ def layout(graph: TensorGraph, name: str, options: WriteOptions) -> Layout:
     """
     losses = (*_losses(graph), *sharing_losses(graph, options.ties))
     plan = _plan(graph, options)
-    shards = _split(plan.tensors, options.max_shard_size)
+    shards = split(plan.tensors, options.max_shard_size)
     notes = []
     if plan.ties:
         dropped, kept = next(iter(plan.ties.items()))
@@ -75,9 +76,9 @@ def layout(graph: TensorGraph, name: str, options: WriteOptions) -> Layout:
     if len(shards) == 1:
         return Layout((_file(name, shards[0], plan),), losses, tuple(notes))
     stem = name.removesuffix(".safetensors")
-    names = [f"{stem}-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
-    files = [_file(path, shard, plan) for path, shard in zip(names, shards, strict=True)]
-    files.append(_index(f"{stem}.safetensors.index.json", dict(zip(names, shards, strict=True)), plan))
+    held = dict(zip(shard_names(stem, ".safetensors", len(shards)), shards, strict=True))
+    files = [_file(path, names, plan) for path, names in held.items()]
+    files.append(index(f"{stem}.safetensors.index.json", held, plan.tensors))
     return Layout(tuple(files), losses, tuple(notes))
 
 
@@ -127,28 +128,6 @@ def _spelling(kind: DType) -> str | None:
     return kind.safetensors or _AS_INTEGERS.get(kind)
 
 
-def _split(tensors: Mapping[str, Tensor], limit: int | None) -> list[list[str]]:
-    """Names of each shard, greedy in order as huggingface_hub does; a tensor above the limit stands alone."""
-    if limit is None:
-        return [list(tensors)]
-    shards: list[list[str]] = []
-    current: list[str] = []
-    size = 0
-    for name, tensor in tensors.items():
-        nbytes = tensor.nbytes
-        if nbytes > limit:
-            shards.append([name])
-            continue
-        if size + nbytes > limit:
-            shards.append(current)
-            current, size = [], 0
-        current.append(name)
-        size += nbytes
-    if current or not shards:
-        shards.append(current)
-    return shards
-
-
 def _file(path: str, names: Iterable[str], plan: _Plan) -> OutputFile:
     rows = []
     for name in names:
@@ -193,16 +172,3 @@ def _encode(header: Mapping[str, object], path: str) -> bytes:
             "split it with --max-shard-size, or leave metadata out",
         )
     return len(text).to_bytes(PREFIX, "little") + text
-
-
-def _index(path: str, shards: Mapping[str, list[str]], plan: _Plan) -> OutputFile:
-    """The index as transformers writes it: keys sorted, two spaces, ASCII, a newline. Lists what exists only."""
-    index = {
-        "metadata": {
-            "total_parameters": sum(t.size for t in plan.tensors.values()),
-            "total_size": sum(t.nbytes for t in plan.tensors.values()),
-        },
-        "weight_map": {name: shard for shard, names in shards.items() for name in names},
-    }
-    text = (json.dumps(index, indent=2, sort_keys=True) + "\n").encode("ascii")
-    return OutputFile(path, len(text), (Piece(0, len(text), text),))
