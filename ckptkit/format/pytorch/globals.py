@@ -141,6 +141,15 @@ def _new(obj: Object) -> object:
     return made
 
 
+def _subclass(obj: Object) -> object:
+    """torch._tensor._rebuild_from_type_v2(func, type, args, state), where no tensor can be rebuilt."""
+    if len(obj.args) != 4 or type(obj.args[2]) is not tuple:
+        return obj
+    made = Object(obj.args[1], obj.args[2])
+    made.state = obj.args[3]
+    return made
+
+
 def _scalar(obj: Object) -> Value:
     return Value(*scalar(obj))
 
@@ -172,6 +181,7 @@ _TABLE: dict[tuple[str, str], Callable[[Object], object]] = {
     ("copyreg", "__newobj__"): _new,
     ("copy_reg", "__newobj__"): _new,
     ("torch", "Size"): _first,
+    ("torch._tensor", "_rebuild_from_type_v2"): _subclass,
     ("torch", "device"): _device,
     ("torch.serialization", "_get_layout"): _first,
     ("numpy.core.multiarray", "scalar"): _scalar,

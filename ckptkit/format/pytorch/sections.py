@@ -76,7 +76,11 @@ def choose(root: Branch) -> tuple[Branch, tuple[Branch, ...]]:
 def _plausible(branch: Branch) -> bool:
     """Whether a container without a telling name could be a state dict."""
     words = set(re.split(r"[\W_]+", branch.key.lower()))
-    return role(branch) == OTHER and not words & _BESIDE and (branch.kind == "module" or branch.direct > 0)
+    return (
+        role(branch) == OTHER
+        and not words & _BESIDE
+        and (branch.kind == "module" or (branch.kind != "object" and branch.direct > 0))
+    )
 
 
 def listed(tree: Tree, chosen: Branch, candidates: tuple[Branch, ...]) -> tuple[Section, ...]:

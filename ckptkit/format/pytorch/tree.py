@@ -290,7 +290,7 @@ class _Walk:
             self.charge(*(state.get(part) for part in PARTS))
             found = members(state)
             if found is None:
-                self.start(_parts(obj), path, id(obj), branch, apart, "object")
+                self.start(_parts(obj), path, id(obj), branch, apart, "mapping" if obj.pairs else "object")
                 return
             self.start([(m.name, m.value) for m in found if not m.kind], path, -id(obj), None, apart=True)
             self.start([(m.name, m.value) for m in found if m.kind], path, id(obj), branch, apart, "module")

@@ -237,6 +237,23 @@ def test_unknown_subclasses_are_searched(tmp_path: Path) -> None:
     same(found["s"], value.as_subclass(torch.Tensor))
 
 
+def test_wrappers_of_an_unknown_kind_give_their_parts() -> None:
+    """As quantisation libraries pickle their weights: numbers and scales as attributes."""
+    cls = machine.Global("torchao.quantization", "Weight")
+    rebuild = machine.Global("torch._utils", "_rebuild_wrapper_subclass")
+    args = (cls, machine.Global("torch", "float32"), (2, 3), (3, 1), 0, None, "cpu", False)
+    state = machine.Dict(["qdata", _tensor(), "scale", _tensor(), "bits", 4])
+    made = machine.Object(
+        machine.Global("torch._tensor", "_rebuild_from_type_v2"), (rebuild, cls, args, state)
+    )
+    found = assemble(machine.Dict(["w", made]), ReadOptions())
+    assert list(found.tensors) == ["w.qdata", "w.scale"]
+    leaves = {leaf.path: leaf for leaf in found.objects}
+    assert leaves["w"].opaque
+    assert leaves["w"].type == "torchao.quantization.Weight"
+    assert leaves["w.bits"].value == 4
+
+
 # numpy
 
 
