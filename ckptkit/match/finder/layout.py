@@ -10,7 +10,6 @@ from operator import mul
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.core.dtypes import DType
-from ckptkit.core.errors import CkptError
 from ckptkit.core.storage import FileStorage, MemoryStorage, Storage
 from ckptkit.core.tensor import Buffer, Extent, Tally, Tensor
 from ckptkit.core.views import view
@@ -63,10 +62,9 @@ def contiguous(shape: Sequence[int]) -> list[int]:
 
 
 def strided(tensor: Tensor, shape: Sequence[int], strides: Sequence[int], start: int = 0) -> Tensor:
-    """The elements of a tensor, counted in its own row-major order, through other strides.
+    """The elements of a `movable` tensor, counted in its own row-major order, through other strides.
 
-    Raises CkptError `too-large` for a tensor of more than `GATHERED` bytes that is not stored plainly, and what
-    reading raises.
+    Raises what reading raises.
     """
     if isinstance(tensor.source, Cast):
         inner = strided(tensor.source.origin, shape, strides, start)
@@ -74,18 +72,17 @@ def strided(tensor: Tensor, shape: Sequence[int], strides: Sequence[int], start:
     return view(_storage(tensor), tensor.dtype, shape, strides, start)
 
 
+def movable(tensor: Tensor) -> bool:
+    """Whether the tensor can be seen through other strides without holding more than `GATHERED` bytes."""
+    if isinstance(tensor.source, Cast):
+        return movable(tensor.source.origin)
+    return tensor.file is not None or tensor.nbytes <= GATHERED
+
+
 def _storage(tensor: Tensor) -> Storage:
     if tensor.file is not None:
         return FileStorage(tensor.file, tensor.offset, tensor.nbytes)
-    if tensor.nbytes > GATHERED:
-        raise CkptError("too-large", f"{tensor.nbytes} bytes are too many to rearrange in memory")
     return MemoryStorage(tensor.tobytes(), object())
-
-
-def permuted(tensor: Tensor, dims: Sequence[int]) -> Tensor:
-    """The tensor with its axes in another order."""
-    strides = contiguous(tensor.shape)
-    return strided(tensor, [tensor.shape[d] for d in dims], [strides[d] for d in dims])
 
 
 def picked(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ckptkit.core.tensor import Tensor
 from ckptkit.match.finder.expressions import Concat, Expression, Permute, Slice, Source, Stack, Take
 from ckptkit.match.finder.lattice import recognise, select
-from ckptkit.match.finder.layout import Lattice, contiguous, equal, picked, strided
+from ckptkit.match.finder.layout import Lattice, contiguous, equal, movable, picked, strided
 from ckptkit.match.finder.result import How, Match, Proposal
 from ckptkit.match.finder.whole import reshape
 from ckptkit.match.finder.workers import Prints
@@ -68,10 +68,10 @@ def sliced(
         name = place.part.name
         if name in done:
             continue
-        expression = _slice(place, wholes[place.whole.name].shape, targets[name].shape)
         if _proved(place, wholes, targets):
             done.add(name)
             whole = place.whole.name
+            expression = _slice(place, wholes[whole].shape, targets[name].shape)
             how: How = "permuted" if wholes[whole].size == targets[name].size else "slice"
             yield Proposal(Match(name, expression, how), {whole: alike[whole]})
 
@@ -115,12 +115,13 @@ def _doubles(sources: Mapping[str, Tensor], prints: Prints) -> list[list[str]]:
 def _searchable(tensor: Tensor, prints: Prints) -> bool:
     """Whether its elements say anything: a constant lies in every other tensor that holds that value."""
     mark = prints[tensor]
-    if mark.sums is None or mark.constant or tensor.size < 2 or len(tensor.shape) > 8:
+    if mark.sums is None or mark.constant or tensor.size < 2 or len(tensor.shape) > 8 or not movable(tensor):
         return False
     return tensor.dtype.kind == "float" or tensor.size >= SMALL
 
 
 def _faces(name: str, shape: Shape, whole: bool) -> Iterator[Face]:
+    """The ways to look at a tensor: along each axis; a whole also along its merged leading axes, a part as a slab."""
     for dim in range(len(shape)):
         others = [n for n in shape[:dim] if n != 1]
         rest = [n for n in shape[dim + 1 :] if n != 1]

@@ -7,12 +7,13 @@ from itertools import islice, permutations
 from ckptkit.core.dtypes import DTYPES
 from ckptkit.core.tensor import Tensor
 from ckptkit.match.finder.expressions import Cast, Expression, Permute, Reshape, Source
-from ckptkit.match.finder.layout import INTEGERS, cast_to, castable, contiguous, equal, strided
+from ckptkit.match.finder.layout import INTEGERS, cast_to, castable, contiguous, equal, movable, strided
 from ckptkit.match.finder.prints import Print
 from ckptkit.match.finder.result import How, Match, Proposal
 from ckptkit.match.finder.workers import Prints
 
 TRIED = 16  # most distinct contents with the same sums that are tried for one target
+LOOKED = 1 << 16  # bytes: larger tensors are looked at before they are rearranged
 ORDERS = 150  # most orders of axes tried for one pair
 
 
@@ -109,6 +110,8 @@ def _reordered(
     for shape in dict.fromkeys(sources[n].shape for n in names):
         alike = tuple(n for n in names if sources[n].shape == shape)
         source = form(sources[alike[0]])
+        if not movable(source):
+            continue
         for before, dims in islice(_orders(shape, tensor.shape), ORDERS):
             if not _agrees(source, before, dims, tensor):
                 continue
@@ -147,7 +150,7 @@ def _orders(
 
 def _agrees(source: Tensor, shape: Sequence[int], dims: Sequence[int], target: Tensor) -> bool:
     """Whether a few runs agree: a cheap look before a large tensor is rearranged."""
-    if not dims or source.nbytes <= 1 << 16 or (source.file is None and source.memory() >= source.nbytes):
+    if not dims or source.nbytes <= LOOKED or source.file is None or target.file is None:
         return True
     strides = contiguous(shape)
     sizes, steps = [shape[d] for d in dims], [strides[d] for d in dims]
