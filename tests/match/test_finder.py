@@ -123,6 +123,19 @@ def test_projections_of_unequal_size_joined(dim: int) -> None:
     assert gist(tensors(qkv=fused), tensors(q=q, k=k, v=v)) == dict.fromkeys("qkv", ("slice", ("qkv",)))
 
 
+def test_joined_and_rounded() -> None:
+    q, k = normal(8, 6, seed=1), normal(4, 6, seed=2)
+    parts, fused = tensors(q=q, k=k), tensors(qk=np.concatenate([q, k]).astype("f2"))
+    assert gist(parts, fused) == {"qk": ("concat", ("q", "k"))}
+    result = find(fused, parts)
+    assert not result.pairs
+    assert [(m.target, m.sources) for m in result.backward] == [("qk", ("q", "k"))]
+    halves = tensors(q=q.astype("f2"), k=k.astype("f2"))
+    assert gist(tensors(qk=np.concatenate([q, k])), halves) == dict.fromkeys("qk", ("slice", ("qk",)))
+    wide = tensors(qk=np.concatenate([q, k]).astype("f2").astype("f4"))
+    assert gist(halves, wide) == {"qk": ("concat", ("q", "k"))}
+
+
 def test_equal_parts_joined() -> None:
     q, k = normal(8, 6, seed=1), normal(4, 6, seed=2)
     match = explained(tensors(q=q, v=k, k=k), tensors(qkv=np.concatenate([q, k, k])))["qkv"]

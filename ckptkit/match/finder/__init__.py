@@ -7,7 +7,9 @@ arithmetic: there the formula that comes nearest is named with its distance (`fo
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
+from ckptkit.core.dtypes import DType
 from ckptkit.core.tensor import Tensor
 from ckptkit.match.finder.analogy import analogies
 from ckptkit.match.finder.expressions import (
@@ -24,6 +26,7 @@ from ckptkit.match.finder.expressions import (
     Take,
     describe,
     evaluate,
+    substitute,
 )
 from ckptkit.match.finder.folded import folds
 from ckptkit.match.finder.layout import cast_to, castable, equal
@@ -159,15 +162,34 @@ class _Search:
             yield proposal
         # A tensor that kept its name and shape is in no other one, unless its elements are all still there.
         changed = {name for name, t in left.items() if name in near and self._changed(t, near[name])}
+        left = {name: t for name, t in left.items() if name not in changed}
         near = {name: t for name, t in near.items() if name not in changed}
+        for proposal in self._pieces(left, near):
+            del left[proposal.match.target]
+            yield proposal
+        for dtype in dict.fromkeys(t.dtype for t in left.values() if t.dtype.kind == "float"):
+            some = {name: t for name, t in left.items() if t.dtype is dtype}
+            cast = {name: cast_to(t, dtype) for name, t in near.items() if castable(t.dtype, dtype)}
+            prints.take(cast.values())
+            for proposal in self._pieces(some, cast):
+                yield _rounded(proposal, dtype)
+
+    def _pieces(self, targets: Tensors, sources: Tensors) -> Iterator[Proposal]:
+        left = dict(targets)
         for stage in (sliced, joined):
-            for proposal in list(stage({n: t for n, t in left.items() if n not in changed}, near, prints)):
+            for proposal in list(stage(left, sources, self.prints)):
                 del left[proposal.match.target]
                 yield proposal
 
     def _changed(self, one: Tensor, other: Tensor) -> bool:
-        alike = one.shape == other.shape and one.dtype is other.dtype
-        return alike and self.prints[one].sums != self.prints[other].sums
+        kept = one.dtype is other.dtype and self.prints[one].sums == self.prints[other].sums
+        return one.shape == other.shape and not kept
+
+
+def _rounded(proposal: Proposal, dtype: DType) -> Proposal:
+    """The proposal with its sources cast first."""
+    cast = substitute(proposal.match.expression, lambda name: Cast(Source(name), dtype.name))
+    return replace(proposal, match=replace(proposal.match, expression=cast))
 
 
 def _is_constant(tensor: Tensor) -> bool:

@@ -4,8 +4,8 @@ An expression is a value: it can be compared, printed (`describe`), searched for
 computed (`evaluate`). Dimensions are counted from 0; shapes are in elements.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.core.arrays import numpy_dtype, unpack
@@ -143,19 +143,18 @@ def sources(expression: Expression) -> Iterator[str]:
 
 def rename(expression: Expression, names: Mapping[str, str]) -> Expression:
     """The same expression over other sources; names that are not in the mapping stay."""
+    return substitute(expression, lambda name: Source(names.get(name, name)))
+
+
+def substitute(expression: Expression, source: Callable[[str], Expression]) -> Expression:
+    """The same expression with each source that is not a normalization's replaced."""
     if isinstance(expression, Source):
-        return Source(names.get(expression.name, expression.name))
-    values = {f.name: getattr(expression, f.name) for f in fields(expression)}
+        return source(expression.name)
     if isinstance(expression, Concat | Stack):
-        values["of"] = tuple(rename(part, names) for part in expression.of)
-    elif expression.of is not None:
-        values["of"] = rename(expression.of, names)
-    if isinstance(expression, Folded):
-        norm = expression.norm
-        values["norm"] = Normalization(
-            *(names.get(n, n) for n in (norm.scale, norm.shift, norm.mean, norm.variance))
-        )
-    return type(expression)(**values)
+        return replace(expression, of=tuple(substitute(part, source) for part in expression.of))
+    if expression.of is None:
+        return expression
+    return replace(expression, of=substitute(expression.of, source))
 
 
 def describe(expression: Expression) -> str:

@@ -6,7 +6,7 @@ projection, interleaved rows), or in any order. Where they are found is proved o
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice, pairwise, permutations
 from math import prod
@@ -63,17 +63,14 @@ def sliced(
     doubles = _doubles(sources, prints)
     wholes = {names[0]: sources[names[0]] for names in doubles}
     alike = {names[0]: tuple(names) for names in doubles}
-    done = set()
+    places: defaultdict[str, list[Placement]] = defaultdict(list)
     for place in _places(wholes, targets, prints):
-        name = place.part.name
-        if name in done:
-            continue
-        if _proved(place, wholes, targets):
-            done.add(name)
-            whole = place.whole.name
-            expression = _slice(place, wholes[whole].shape, targets[name].shape)
-            how: How = "permuted" if wholes[whole].size == targets[name].size else "slice"
-            yield Proposal(Match(name, expression, how), {whole: alike[whole]})
+        places[place.part.name].append(place)
+    for place in _first_proved(places.values(), wholes, targets, prints):
+        part, whole = place.part.name, place.whole.name
+        expression = _slice(place, wholes[whole].shape, targets[part].shape)
+        how: How = "permuted" if wholes[whole].size == targets[part].size else "slice"
+        yield Proposal(Match(part, expression, how), {whole: alike[whole]})
 
 
 def joined(
@@ -83,17 +80,12 @@ def joined(
     doubles = _doubles(sources, prints)
     alike = {name: tuple(names) for names in doubles for name in names[:DOUBLES]}
     parts = {name: sources[name] for name in sources if name in alike}
-    tried: dict[object, list[Placement]] = {}  # the orders of axes of one part at one place
+    orders: dict[object, list[Placement]] = {}  # of the axes of one part at one place
     for place in _places(targets, parts, prints):
-        tried.setdefault((place.whole, place.part, place.runs), []).append(place)
-
-    def prove(orders: list[Placement]) -> Placement | None:
-        return next((place for place in orders if _proved(place, targets, parts)), None)
-
+        orders.setdefault((place.whole, place.part, place.runs), []).append(place)
     found: defaultdict[str, defaultdict[Face, list[Placement]]] = defaultdict(lambda: defaultdict(list))
-    for sure in prints.workers.map(prove, tried.values()):
-        if sure is not None:
-            found[sure.whole.name][sure.whole].append(sure)
+    for place in _first_proved(orders.values(), targets, parts, prints):
+        found[place.whole.name][place.whole].append(place)
     for name in targets:
         for face, places in found.get(name, {}).items():
             chosen = _cover(face.shape[face.dim], places)
@@ -102,6 +94,20 @@ def joined(
                 names = dict.fromkeys(place.part.name for place in chosen)
                 yield Proposal(Match(name, expression, how), {n: alike[n] for n in names})
                 break
+
+
+def _first_proved(
+    groups: Iterable[list[Placement]],
+    wholes: Mapping[str, Tensor],
+    parts: Mapping[str, Tensor],
+    prints: Prints,
+) -> Iterator[Placement]:
+    """Of each group the first placement that the bytes bear out, if any."""
+
+    def prove(group: list[Placement]) -> Placement | None:
+        return next((place for place in group if _proved(place, wholes, parts)), None)
+
+    yield from (place for place in prints.workers.map(prove, groups) if place is not None)
 
 
 def _doubles(sources: Mapping[str, Tensor], prints: Prints) -> list[list[str]]:
