@@ -164,7 +164,9 @@ def _signature(entry: Entry) -> Hashable:
     assert entry.a
     assert entry.b
     shapes = (entry.a.shape, entry.b.shape) if "shape" in entry.kinds else ()
-    return (entry.kinds, entry.a.dtype, entry.b.dtype, shapes, entry.values is None, bool(entry.how))
+    measured = [entry.values] if entry.values else []
+    remarks = (bool(_odd(measured)), _only_bits(measured), bool(entry.how))
+    return (entry.kinds, entry.a.dtype, entry.b.dtype, shapes, entry.values is None, remarks)
 
 
 def _folded(names: Iterable[tuple[str, Hashable]]) -> Iterator[tuple[str, list[str]]]:
@@ -219,7 +221,7 @@ def numbers(measured: Sequence[Values]) -> tuple[str, ...]:
 
 def _cosine(value: float) -> str:
     """Near 1 the digits that are no nines matter: `0.99998`, `1 − 3e-09`."""
-    return f"{value:.5f}" if value < 0.99999 else f"1 − {1 - value:.0e}" if value < 1 else "1"
+    return f"{value:.5f}" if value < 0.99999 else f"1 − {1 - value:.0e}" if 1 - value > 1e-14 else "1"
 
 
 def _percent(share: float) -> str:
@@ -241,18 +243,23 @@ def _remarks(entry: Entry, measured: Sequence[Values]) -> Iterator[str]:
         yield f"= {clean(entry.how.replace(entry.name, '·'))}"
     if "values" in entry.kinds and not measured:
         yield "bytes differ"
-    elif measured and not any(v.max_abs for v in measured) and any(v.changed for v in measured):
-        yield "same numbers, other bits" if not _odd(measured) else ""
+    elif _only_bits(measured):
+        yield "same numbers, other bits"
     yield from _odd(measured)
     if "tie" in entry.kinds:
         yield f"tied to {clean(b.tied_to)}" if b.tied_to else "no longer tied" if a.tied_to else "other ties"
+
+
+def _only_bits(measured: Sequence[Values]) -> bool:
+    """Whether elements changed and no number did: the sign of a zero, the payload of a NaN."""
+    return any(v.changed for v in measured) and all(not v.max_abs and v.nan[0] == v.nan[1] for v in measured)
 
 
 def _odd(measured: Sequence[Values]) -> list[str]:
     """NaN and infinities that appeared or vanished."""
     pairs = [("NaN", [v.nan for v in measured]), ("Inf", [v.inf for v in measured])]
     totals = [(word, sum(a for a, _ in counts), sum(b for _, b in counts)) for word, counts in pairs]
-    return [f"{word} {a} → {b}" for word, a, b in totals if a or b]
+    return [f"{word} {a} → {b}" for word, a, b in totals if a != b]
 
 
 def _renamed_rows(renamed: Sequence[Renamed]) -> list[tuple[str, ...]]:
@@ -371,17 +378,21 @@ def _laid_out(table: Table, terminal: Terminal) -> Iterator[str]:
     rows = [(table.title, *table.head), *table.rows] if table.head else table.rows
     indent = "  "
     widths = [max(columns(row[k]) for row in rows if k < len(row)) for k in range(max(map(len, rows)))]
+    numbered = len(rows[0]) == len(_HEAD) + 1  # no remarks after the numbers
     if terminal.width is not None:
-        taken = len(indent) + sum(2 + width for width in widths[1:-1]) + 2 + min(widths[-1], 24)
-        widths[0] = max(min(widths[0], terminal.width - taken), 16)
+        taken = len(indent) + sum(2 + width for width in widths[1 : None if numbered else -1])
+        widths[0] = min(widths[0], max(terminal.width - taken, 16))
     if not table.head:
         yield terminal.paint(table.title, "bold")
     for number, (label, *cells) in enumerate(rows):
         heading = bool(table.head) and number == 0
         start = pad(label, widths[0] + 2) if heading else indent + pad(shorten(label, widths[0]), widths[0])
-        right = [pad(cell, width, right=bool(table.head)) for cell, width in zip(cells[:-1], widths[1:], strict=False)]
-        last = [cells[-1] if len(cells) != len(_HEAD) else pad(cells[-1], widths[-1], right=True)] if cells else []
-        line = "  ".join([start, *right, *last]).rstrip()
+        remark = "" if numbered or not cells else cells.pop()
+        right = [pad(cell, width, right=bool(table.head)) for cell, width in zip(cells, widths[1:], strict=False)]
+        line = "  ".join([start, *right]).rstrip() if not remark else "  ".join([start, *right, remark])
+        if terminal.width is not None and remark and columns(line) > terminal.width:
+            yield shorten_end("  ".join([start, *right]).rstrip(), terminal.width)
+            line = f"{indent * 3}{remark}"
         line = line if terminal.width is None else shorten_end(line, terminal.width)
         yield terminal.paint(line, "bold") if heading else line
 
@@ -400,6 +411,6 @@ def markdown(diff: Diff, *, sort: str, stat: bool) -> Iterator[str]:
     for found in [stat_table(diff)] if stat else tables(diff, sort):
         width = max(map(len, found.rows), default=1)
         head = (found.title or "module", *(found.head or ("",) * (width - 1)))
-        yield from table(head, ((f"`{label}`", *map(escape, cells)) for label, *cells in found.rows))
+        yield from table([*map(escape, head)], ((f"`{label}`", *map(escape, cells)) for label, *cells in found.rows))
         yield ""
 
