@@ -163,9 +163,19 @@ class TensorGraph(Mapping[str, Tensor]):
     def storages(self) -> list[tuple[str, ...]]:
         """Names grouped by shared storage and layout, in file order; a group of one is an untied tensor."""
         groups: dict[object, list[str]] = {}
+        place: File | None = None  # plain tensors nearly always lie in the file of the one before
+        number = 0
+        numbers: dict[File, int] = {}
         for name, tensor in self.tensors.items():
-            key = tensor.storage
-            groups.setdefault((name,) if key is None else key, []).append(name)
+            key: object
+            if tensor.source is None and tensor.file is not None and 0 not in tensor.shape:
+                if tensor.file is not place:
+                    place = tensor.file
+                    number = numbers.setdefault(place, len(numbers))
+                key = (number, tensor.offset, tensor.dtype.name, tensor.shape)
+            else:
+                key = tensor.storage or (name,)
+            groups.setdefault(key, []).append(name)
         return [tuple(names) for names in groups.values()]
 
     def ties(self) -> dict[str, str]:
