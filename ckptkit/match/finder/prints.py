@@ -142,7 +142,7 @@ def _both_sums(tensor: Tensor, run: int, tail: int) -> "tuple[Array, Array]":
                 stop = (at + part.size) // run
                 leading[k, at // run : stop] = part.reshape(-1, run).sum(1, dtype=np.uint32)
             else:
-                leading[k, at // run] += part.sum(dtype=np.uint32)
+                leading[k, at // run : at // run + 1] += part.sum(dtype=np.uint32)  # wraps, as arrays do
             trailing[k] += part.reshape(-1, tail).sum(0, dtype=np.uint32)
     return leading, trailing
 
@@ -151,7 +151,7 @@ def _aligned(tensor: Tensor, run: int, tail: int) -> "Iterator[tuple[int, tuple[
     """Mixed blocks that hold whole runs, or lie in one, and hold whole tails; with where they begin."""
     import numpy as np
 
-    unit = max(run, tail) if max(run, tail) <= ENTRIES else tail
+    unit = max(run, tail) if run <= max(ENTRIES, BLOCK) else tail
     size = max(unit, BLOCK // unit * unit)
     if run > size:  # blocks end where a run ends
         starts = [
