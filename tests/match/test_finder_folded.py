@@ -108,6 +108,21 @@ def test_channels_scaled_to_zero() -> None:
     assert [m.ulp for m in result.pairs] == [0, 0]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1e30, 3e38])
+@pytest.mark.parametrize(
+    "where", ["conv.weight", "conv.bias", "bn.weight", "bn.running_mean", "bn.running_var"]
+)
+def test_numbers_that_make_no_sense(value: float, where: str) -> None:
+    a = layer("one", (16, 4, 3, 3), 1, True)
+    a[f"one.{where}"].reshape(-1)[3] = value
+    with np.errstate(all="ignore"):
+        made = fold(a, "one", 1e-5, "float32 W·(γ/√(σ²+ε))", "float32 (b−μ)·(γ/√(σ²+ε))+β")
+    result = find(wrap(a), wrap(made))
+    assert [(m.how, m.ulp) for m in result.pairs] == [("folded", 0), ("folded", 0)]
+    assert evaluate(result.pairs[0].expression, wrap(a)).tobytes() == made["w"].tobytes()
+
+
 def test_a_distance_is_told() -> None:
     a = layer("one", (16, 4, 3, 3), 1, True)
     made = fold(a, "one", 1e-5, "float32 W·(γ/√(σ²+ε))", "float32 (b−μ)·(γ/√(σ²+ε))+β")

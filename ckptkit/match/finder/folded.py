@@ -89,9 +89,12 @@ class Norm(NamedTuple):
 
 def compute(fold: Folded, layer: "Array | None", tensors: Mapping[str, Tensor]) -> "Array":
     """The folded weight or bias, in the dtype of the layer or, if it has no bias, of the normalization's mean."""
+    import numpy as np
+
     norm = Norm.read(fold.norm, tensors)
-    values = _apply(fold.formula, fold.dim, layer, norm, fold.eps)
-    return values.astype(norm.mean.dtype if layer is None else layer.dtype)
+    with np.errstate(all="ignore"):
+        values = _apply(fold.formula, fold.dim, layer, norm, fold.eps)
+        return values.astype(norm.mean.dtype if layer is None else layer.dtype)
 
 
 def _apply(formula: str, dim: int, layer: "Array | None", norm: Norm, eps: float) -> "Array":
@@ -103,10 +106,8 @@ def _apply(formula: str, dim: int, layer: "Array | None", norm: Norm, eps: float
     shape = [1] * values.ndim
     shape[dim] = -1
     vectors = [v.astype(kind).reshape(shape) for v in (norm.scale, norm.shift, norm.mean, norm.variance)]
-    with np.errstate(all="ignore"):
-        root = np.sqrt(vectors[3] + kind.type(eps))
-        gamma, beta, centre, _ = vectors
-        return function(values.astype(kind), gamma, beta, centre, root)
+    gamma, beta, centre, variance = vectors
+    return function(values.astype(kind), gamma, beta, centre, np.sqrt(variance + kind.type(eps)))
 
 
 def normalizations(tensors: Mapping[str, Tensor]) -> Iterator[Normalization]:
@@ -123,8 +124,15 @@ def normalizations(tensors: Mapping[str, Tensor]) -> Iterator[Normalization]:
                 break
 
 
-def folds(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> Iterator[Match]:
+def folds(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> list[Match]:
     """Targets that are a source's weight or bias with a normalization among the sources folded in."""
+    import numpy as np
+
+    with np.errstate(all="ignore"):  # weights may hold anything
+        return list(_folds(targets, sources))
+
+
+def _folds(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> Iterator[Match]:
     norms: defaultdict[int, list[Norm]] = defaultdict(list)
     for names in normalizations(sources):
         if sources[names.mean].dtype.name in FLOATS:
@@ -206,7 +214,8 @@ def _parallel(one: "Array", other: "Array") -> bool:
     import numpy as np
 
     likeness = np.abs((one * other).sum(1))
-    told = one.any(1) & other.any(1)  # a channel scaled by zero has no direction
+    # A channel scaled by zero, or with infinities, has no direction.
+    told = one.any(1) & other.any(1) & np.isfinite(likeness)
     return bool(told.any() and (likeness[told] > 1 - 1e-4).all())
 
 
@@ -220,18 +229,17 @@ def _weight(
     origin = np.moveaxis(source.numpy(), layer.dim, 0)
     some, same = _beginnings(origin), _beginnings(wanted)
     square = (some.astype(np.float64) ** 2).sum(1)
-    told = square > 0
-    scale = (some.astype(np.float64) * same.astype(np.float64)).sum(1)[told] / square[told]
+    scale = (some.astype(np.float64) * same.astype(np.float64)).sum(1) / square
     close = CLOSE if source.dtype.bits > 16 else CLOSE_HALF
     guesses: list[tuple[float, int, float]] = []
     for k, norm in enumerate(norms):
         gamma, variance = norm.scale.astype(np.float64), norm.variance.astype(np.float64)
         for eps in EPSILONS:
-            with np.errstate(all="ignore"):
-                expected = (gamma / np.sqrt(variance + eps))[told]
-                error = np.abs(expected - scale).max(initial=0) / max(np.abs(expected).max(initial=0), 1e-300)
+            expected = gamma / np.sqrt(variance + eps)
+            told = np.isfinite(scale) & np.isfinite(expected)
+            error = _error(scale[told], expected[told])
             if error < close:
-                guesses.append((float(error), k, eps))
+                guesses.append((error, k, eps))
     tried = [
         (_distance(_apply(formula, 0, some, norms[k], eps).astype(some.dtype), same), k, eps, formula)
         for _, k, eps in sorted(guesses)[:3]
@@ -275,12 +283,12 @@ def _bias(
     beside = sources[own] if own in sources and sources[own].shape == norm.mean.shape else None
     layer = None if beside is None else beside.numpy()
     expected = _apply(f"float64 {next(iter(BIAS))}", 0, layer, norm, eps)
-    reach = max(float(np.abs(expected).max(initial=0)), 1e-30)
     close = CLOSE if norm.mean.dtype.itemsize > 2 else CLOSE_HALF
     errors = []
     for name, tensor in targets.items():
-        with np.errstate(all="ignore"):
-            error = float(np.abs(tensor.numpy().astype(np.float64) - expected).max(initial=0)) / reach
+        found = tensor.numpy().astype(np.float64)
+        told = np.isfinite(found) & np.isfinite(expected)
+        error = _error(found[told], expected[told])
         if error < close:
             errors.append((error, name != own, name))
     if not errors:
@@ -294,6 +302,16 @@ def _bias(
     (_, distance), _, formula = min(tried)
     fold = Folded(None if layer is None else Source(own), 0, norm.names, eps, formula)
     return Match(name, fold, "folded", ulp=distance, why=_why(distance))
+
+
+def _error(values: "Array", expected: "Array") -> float:
+    """Greatest difference, relative to the greatest magnitude expected; infinite where there is nothing to see."""
+    import numpy as np
+
+    reach = float(np.abs(expected).max(initial=0))
+    return (
+        float(np.abs(values - expected).max(initial=0)) / max(reach, 1e-30) if len(expected) else float("inf")
+    )
 
 
 def _why(distance: int) -> str:
