@@ -73,6 +73,8 @@ class Tensor:
         source: what produces the bytes otherwise; exactly one of `file` and `source` is set.
         kind: what the format calls it (`parameter`, `buffer`, `initializer`, `constant`, …); may be "".
         note: an oddity worth showing beside it ("local shard of 4096×4096"); usually "".
+        loss: code of what is lost when it is written as a plain tensor (`sparse-as-parts`, `nested-as-parts`,
+            `local-shard`); "" for nothing.
     """
 
     dtype: DType
@@ -82,6 +84,7 @@ class Tensor:
     source: Source | None = None
     kind: str = ""
     note: str = field(default="", kw_only=True)
+    loss: str = field(default="", kw_only=True)
 
     def __init__(
         self,
@@ -93,6 +96,7 @@ class Tensor:
         kind: str = "",
         *,
         note: str = "",
+        loss: str = "",
     ) -> None:
         # The slots are set directly: what a frozen dataclass would do costs twice as much, 200,000 times over.
         _set_dtype(self, dtype)
@@ -102,6 +106,7 @@ class Tensor:
         _set_source(self, source)
         _set_kind(self, kind)
         _set_note(self, note)
+        _set_loss(self, loss)
 
     @property
     def size(self) -> int:
@@ -168,6 +173,7 @@ class Tensor:
         return to_numpy(self)
 
 
-_set_dtype, _set_shape, _set_file, _set_offset, _set_source, _set_kind, _set_note = (
-    Tensor.__dict__[slot].__set__ for slot in ("dtype", "shape", "file", "offset", "source", "kind", "note")
+_set_dtype, _set_shape, _set_file, _set_offset, _set_source, _set_kind, _set_note, _set_loss = (
+    Tensor.__dict__[name].__set__
+    for name in ("dtype", "shape", "file", "offset", "source", "kind", "note", "loss")
 )

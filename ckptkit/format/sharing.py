@@ -1,4 +1,4 @@
-"""Tensors that show some of the same stored bytes without being tied: no format we write can keep that."""
+"""What no format of plain tensors can keep: overlapping views, and parts of something larger."""
 
 from ckptkit.core.errors import CkptError
 from ckptkit.core.findings import Finding
@@ -21,6 +21,27 @@ def sharing_losses(graph: TensorGraph, ties: Ties) -> tuple[Finding, ...]:
     if ties == "error":
         raise CkptError("tied-tensors", message, name, "--ties copy writes them all the same")
     return (Finding("sharing-lost", "warning", name, message, "--ties copy, or --allow-loss sharing-lost"),)
+
+
+def structure_losses(graph: TensorGraph) -> tuple[Finding, ...]:
+    """The losses of writing parts (of sparse or nested tensors, of distributed ones) as tensors of their own."""
+    parts: dict[str, list[str]] = {}
+    for name, tensor in graph.items():
+        if tensor.loss:
+            parts.setdefault(tensor.loss, []).append(name)
+    return tuple(
+        Finding(
+            code, "warning", names[0], f"{graph[names[0]].note}: {_MEANING[code]} ({len(names)} such tensors)"
+        )
+        for code, names in parts.items()
+    )
+
+
+_MEANING = {
+    "local-shard": "the other ranks' parts of it are not in this file",
+    "nested-as-parts": "its parts become tensors of their own",
+    "sparse-as-parts": "its parts become tensors of their own, its dense shape is lost",
+}
 
 
 def overlapping(graph: TensorGraph) -> list[tuple[str, str]]:

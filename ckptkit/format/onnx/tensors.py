@@ -177,7 +177,8 @@ class TensorReader:
             raise CkptError("onnx-sparse", f"{values.size} sparse values in a tensor of {prod(dense)}", name)
         note = f"sparse, {'×'.join(map(str, dense))}"
         return name, {
-            part: (spans[part], replace(tensors[part], note=note)) for part in ("values", "indices")
+            part: (spans[part], replace(tensors[part], note=note, loss="sparse-as-parts"))
+            for part in ("values", "indices")
         }
 
 

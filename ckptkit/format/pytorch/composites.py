@@ -72,7 +72,9 @@ def sparse(rebuilder: "Rebuilder", obj: Object) -> Parts:
     shape = "×".join(map(str, sizes(data[len(names)])))
     kind = (layout or "").removeprefix("torch.sparse_").upper()
     parts = [(name, rebuilder.plain(part)) for name, part in zip(names, data, strict=False)]
-    return Parts(tuple((name, noted(part, f"sparse {kind} of {shape}")) for name, part in parts))
+    return Parts(
+        tuple((name, noted(part, f"sparse {kind} of {shape}", "sparse-as-parts")) for name, part in parts)
+    )
 
 
 def nested_tensor(rebuilder: "Rebuilder", obj: Object) -> Parts:
@@ -81,7 +83,8 @@ def nested_tensor(rebuilder: "Rebuilder", obj: Object) -> Parts:
     names = ("values", "sizes", "strides", "offsets")
     return Parts(
         tuple(
-            (name, noted(rebuilder.plain(part), "nested")) for name, part in zip(names, obj.args, strict=True)
+            (name, noted(rebuilder.plain(part), "nested", "nested-as-parts"))
+            for name, part in zip(names, obj.args, strict=True)
         )
     )
 
@@ -91,7 +94,9 @@ def jagged(rebuilder: "Rebuilder", obj: Object) -> Parts:
         raise wrong_arguments(obj)
     found = attributes_of(obj.args[0])
     names = [name for name in ("values", "offsets", "lengths") if found.get(name) is not None]
-    return Parts(tuple((name, noted(rebuilder.plain(found[name]), "nested")) for name in names))
+    return Parts(
+        tuple((name, noted(rebuilder.plain(found[name]), "nested", "nested-as-parts")) for name in names)
+    )
 
 
 def number(rebuilder: "Rebuilder", value: object, dtype: str) -> Tensor:

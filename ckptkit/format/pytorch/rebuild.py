@@ -213,14 +213,25 @@ class Rebuilder:
         return with_attributes(self.rebuild(made), state)
 
     def wrapper(self, obj: Object) -> Rebuilt:
-        """DTensor: the shard of this rank, with its global shape as a note. Other wrappers stay opaque."""
-        local = attributes_of(obj.state).get("_local_tensor")
+        """DTensor: the shard of this rank, with its global shape as a note. Other wrappers stay opaque.
+
+        A shard that is the whole (replicated, or of a world of one) is a plain tensor; a partial sum is not.
+        """
+        state = attributes_of(obj.state)
+        local = state.get("_local_tensor")
         if type(local) is not Object:
             return None
         shard = self.plain(local)
         shape = obj.args[2] if len(obj.args) > 2 else ()
+        spec = state.get("_spec")
+        placements = attributes_of(spec.state).get("placements") if type(spec) is Object else None
+        partial = type(placements) is not tuple or any(
+            type(place) is not Object or "Partial" in place.name[1] for place in placements
+        )
+        if shard.shape == sizes(shape) and not partial:
+            return shard
         whole = "×".join(map(str, sizes(shape)))
-        return noted(shard, f"local shard of {whole}" if whole else "local shard")
+        return noted(shard, f"local shard of {whole}" if whole else "local shard", "local-shard")
 
     def on_device(self, obj: Object) -> Rebuilt:
         """The data of a backend without storages, carried as a numpy array or as a tensor of the CPU."""

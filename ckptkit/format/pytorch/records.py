@@ -89,8 +89,9 @@ def with_attributes(inner: Rebuilt, state: object) -> Rebuilt:
     return Parts(inner.tensors, [inner.attributes, state] if inner.attributes else state)
 
 
-def noted(tensor: Tensor, note: str) -> Tensor:
-    return replace(tensor, note=note)
+def noted(tensor: Tensor, note: str, loss: str = "") -> Tensor:
+    """The tensor with a note for people, and the code of what writing it as a plain tensor would lose."""
+    return replace(tensor, note=note, loss=loss)
 
 
 def text(node: object) -> str | None:

@@ -24,7 +24,7 @@ from ckptkit.core.plan import Layout, OutputFile, Piece, WriteOptions
 from ckptkit.core.tensor import Tensor
 from ckptkit.format.safetensors.header import METADATA, PREFIX
 from ckptkit.format.sharding import index, shard_names, split
-from ckptkit.format.sharing import sharing_losses
+from ckptkit.format.sharing import sharing_losses, structure_losses
 from ckptkit.format.tied_names import reads_as_tie
 
 # fmt: off
@@ -58,7 +58,7 @@ def layout(graph: TensorGraph, name: str, options: WriteOptions) -> Layout:
 
     Raises CkptError `dtype-unsupported`, `tied-tensors`, `name-collision`, `name-unwritable` or `header-too-large`.
     """
-    losses = (*_losses(graph), *sharing_losses(graph, options.ties))
+    losses = (*_losses(graph), *sharing_losses(graph, options.ties), *structure_losses(graph))
     plan = _plan(graph, options)
     shards = split(plan.tensors, options.max_shard_size)
     notes = []

@@ -210,25 +210,30 @@ class _Shard(torch.Tensor):
 
 
 def test_dtensor(tmp_path: Path) -> None:
-    """The file of one rank: its shard, with the shape of the whole as a note."""
-    from torch.distributed.device_mesh import DeviceMesh
-    from torch.distributed.tensor import DTensor, Replicate
-
+    """The file of one of two ranks: its shard with the shape of the whole; what is whole already is plain."""
     if not torch.distributed.is_available():
         pytest.skip("torch without distributed")
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    local = torch.randn(4, 3)
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
     try:
-        mesh = DeviceMesh("cpu", [0])
-        local = torch.randn(4, 3)
-        whole = DTensor.from_local(local, mesh, [Replicate()])
-        found = saved(tmp_path, {"w": whole, "p": torch.nn.Parameter(whole)}).tensors
+        mesh = DeviceMesh("cpu", [0, 1])
+        kinds = {"shard": Shard(0), "whole": Replicate(), "sum": Partial()}
+        values = {n: DTensor.from_local(local, mesh, [k], run_check=False) for n, k in kinds.items()}
+        found = saved(tmp_path, values | {"parameter": torch.nn.Parameter(values["shard"])}).tensors
     finally:
         torch.distributed.destroy_process_group()
-    assert list(found) == ["w", "p"]
-    same(found["w"], local)
-    same(found["p"], local)
-    assert found["w"].note == "local shard of 4×3"
+    for tensor in found.values():
+        same(tensor, local)
+    assert {name: (tensor.note, tensor.loss) for name, tensor in found.items()} == {
+        "shard": ("local shard of 8×3", "local-shard"),
+        "whole": ("", ""),
+        "sum": ("local shard of 4×3", "local-shard"),
+        "parameter": ("local shard of 8×3", "local-shard"),
+    }
 
 
 def test_unknown_subclasses_are_searched(tmp_path: Path) -> None:
