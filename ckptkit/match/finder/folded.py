@@ -10,13 +10,15 @@ only a distance of 0 says that the formula gives the very bytes.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ckptkit.core.arrays import gather, unpack
 from ckptkit.core.names import segments
 from ckptkit.core.tensor import Tensor
 from ckptkit.match.finder.expressions import Expression, Folded, Normalization, Permute, Source
+from ckptkit.match.finder.layout import contiguous, strided
 from ckptkit.match.finder.result import Match
 
 if TYPE_CHECKING:
@@ -32,7 +34,9 @@ SAMPLE = 64  # elements of each
 BEGINNINGS = 1 << 16  # elements of a weight that formulas are tried on
 FAR = 1 << 16  # ulp: what is farther away is no fold
 PAIRS = 1_000_000  # most pairs of weights looked at
-LARGEST = 1 << 28  # bytes: larger weights are not searched for
+LARGEST = 1 << 27  # bytes: larger weights are not searched for, as two of them are held in memory
+CHANNELS = 1 << 20  # of a normalization
+AXES = 8  # nor are those of more
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 # The last parts of the names of a normalization's scale, shift, mean and variance, by framework.
@@ -81,9 +85,9 @@ class Norm(NamedTuple):
         """Raises what reading raises."""
         import numpy as np
 
-        mean, variance = tensors[names.mean].numpy(), tensors[names.variance].numpy()
-        scale = tensors[names.scale].numpy() if names.scale else np.ones_like(mean)
-        shift = tensors[names.shift].numpy() if names.shift else np.zeros_like(mean)
+        mean, variance = _held(tensors[names.mean]), _held(tensors[names.variance])
+        scale = _held(tensors[names.scale]) if names.scale else np.ones_like(mean)
+        shift = _held(tensors[names.shift]) if names.shift else np.zeros_like(mean)
         return cls(names, scale, shift, mean, variance)
 
 
@@ -135,7 +139,7 @@ def folds(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> list[
 def _folds(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> Iterator[Match]:
     norms: defaultdict[int, list[Norm]] = defaultdict(list)
     for names in normalizations(sources):
-        if sources[names.mean].dtype.name in FLOATS:
+        if sources[names.mean].dtype.name in FLOATS and sources[names.mean].size <= CHANNELS:
             norms[sources[names.mean].size].append(Norm.read(names, sources))
     weights = {n: t for n, t in targets.items() if _is_weight(t)}
     biases = {n: t for n, t in targets.items() if t.dtype.name in FLOATS and len(t.shape) == 1}
@@ -157,7 +161,7 @@ def _folds(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> Iter
 
 
 def _is_weight(tensor: Tensor) -> bool:
-    return tensor.dtype.name in FLOATS and len(tensor.shape) > 1 and 0 < tensor.nbytes <= LARGEST
+    return tensor.dtype.name in FLOATS and 1 < len(tensor.shape) <= AXES and 0 < tensor.nbytes <= LARGEST
 
 
 class _Layer(NamedTuple):
@@ -203,8 +207,13 @@ def _directions(tensor: Tensor, dims: tuple[int, ...], dim: int) -> "Array":
     """The beginnings of the first channels, scaled to length 1; zeros stay zeros."""
     import numpy as np
 
-    channels = np.moveaxis(tensor.numpy().transpose(dims), dim, 0)[:SAMPLED]
-    sample = _beginnings(channels)[:, :SAMPLE].astype(np.float64)
+    order = (dims[dim], *(d for axis, d in enumerate(dims) if axis != dim))
+    shape = [tensor.shape[d] for d in order]
+    strides = contiguous(tensor.shape)
+    sizes = [min(SAMPLED, shape[0]), *_first(shape[1:], SAMPLE)]
+    sample = (
+        _held(strided(tensor, sizes, [strides[d] for d in order])).astype(np.float64).reshape(sizes[0], -1)
+    )
     length = np.sqrt((sample * sample).sum(1, keepdims=True))
     directions: Array = np.divide(sample, length, out=np.zeros_like(sample), where=length > 0)
     return directions
@@ -225,8 +234,8 @@ def _weight(
     """The normalization, ε and formula that take the source's weight nearest to the target."""
     import numpy as np
 
-    wanted = np.moveaxis(target.numpy().transpose(layer.dims), layer.dim, 0)
-    origin = np.moveaxis(source.numpy(), layer.dim, 0)
+    wanted = np.moveaxis(_held(target).transpose(layer.dims), layer.dim, 0)
+    origin = np.moveaxis(_held(source), layer.dim, 0)
     some, same = _beginnings(origin), _beginnings(wanted)
     square = (some.astype(np.float64) ** 2).sum(1)
     scale = (some.astype(np.float64) * same.astype(np.float64)).sum(1) / square
@@ -266,10 +275,21 @@ def _weight(
 
 def _beginnings(channels: "Array") -> "Array":
     """The first elements of each channel, as a table; enough of them to tell formulas apart."""
-    each = max(1, BEGINNINGS // max(1, len(channels)))
-    for axis in range(1, channels.ndim):  # cut before flattening, which copies
-        channels = channels[(slice(None),) * axis + (slice(each),)]
-    return channels.reshape(len(channels), -1)[:, :each]
+    sizes = _first(channels.shape[1:], max(1, BEGINNINGS // max(1, len(channels))))
+    return channels[(slice(None), *map(slice, sizes))].reshape(len(channels), -1)
+
+
+def _first(shape: Sequence[int], count: int) -> list[int]:
+    """How much to take of each axis, the last ones first, for about `count` elements."""
+    sizes: list[int] = []
+    for n in reversed(shape):
+        sizes.insert(0, min(n, -(-count // prod(sizes))))
+    return sizes
+
+
+def _held(tensor: Tensor) -> "Array":
+    """The values in memory: mapped files would stay there, counted as this process's."""
+    return unpack(gather(tensor), tensor.dtype, tensor.size).reshape(tensor.shape)
 
 
 def _bias(
@@ -281,12 +301,12 @@ def _bias(
     stem, _, last = weight.rpartition(segments(weight)[-1].lstrip("./"))
     own = stem + "bias" + last
     beside = sources[own] if own in sources and sources[own].shape == norm.mean.shape else None
-    layer = None if beside is None else beside.numpy()
+    layer = None if beside is None else _held(beside)
     expected = _apply(f"float64 {next(iter(BIAS))}", 0, layer, norm, eps)
     close = CLOSE if norm.mean.dtype.itemsize > 2 else CLOSE_HALF
     errors = []
     for name, tensor in targets.items():
-        found = tensor.numpy().astype(np.float64)
+        found = _held(tensor).astype(np.float64)
         told = np.isfinite(found) & np.isfinite(expected)
         error = _error(found[told], expected[told])
         if error < close:
@@ -294,7 +314,7 @@ def _bias(
     if not errors:
         return None
     name = min(errors)[2]
-    wanted = targets[name].numpy()
+    wanted = _held(targets[name])
     tried: list[tuple[tuple[int, int], int, str]] = []
     for formula in (f"{precision} {words}" for words in BIAS for precision in PRECISIONS):
         values = _apply(formula, 0, layer, norm, eps).astype(wanted.dtype)
