@@ -167,12 +167,68 @@ def onnx(b: Bench) -> None:
     )
 
 
+MAKE_CHANGED = """
+import sys
+with open(sys.argv[1], "r+b") as f:
+    f.seek(-(16 << 20), 2); byte = f.read(1)[0]; f.seek(-1, 1); f.write(bytes([byte ^ 1]))
+"""
+MAKE_RENAMED = """
+import sys, torch
+from safetensors.torch import save_file
+torch.manual_seed(0)
+base = {f"model.layers.{i // 10}.part_{i % 10}.weight": torch.randn(96, 64 + i % 7) for i in range(5000)}
+turn = lambda i, t: t.T.contiguous() if i % 2 and sys.argv[3] == "half" else t
+save_file(base, sys.argv[1])
+save_file({f"other.{i:04}": turn(i, t) for i, t in enumerate(base.values())}, sys.argv[2])
+"""
+
+
+def diff(b: Bench) -> None:
+    pt, a, c = b.plain(), b.path("diff-a.safetensors"), b.path("diff-b.safetensors")
+    for target in (a, c):
+        subprocess.run([*CKPTKIT, "convert", "-q", "-y", pt, target], check=True)
+    for title, one in ((f"diff of 2 × {b.size} MB, equal", a), ("the same, .pt against .safetensors", pt)):
+        b.compare(title, "≤ 1.3× cmp, < 100 MB", ckptkit=[*CKPTKIT, "diff", "-q", one, c], cmp=["cmp", a, c])
+    b.make(MAKE_CHANGED, c)
+    b.compare(
+        "the same, one tensor changed",
+        "≤ 1.5× (numpy is loaded, one tensor measured)",
+        ckptkit=["sh", "-c", '"$@" || true', "sh", *CKPTKIT, "diff", "-q", a, c],
+        equal=[*CKPTKIT, "diff", "-q", pt, a],
+    )
+
+
+def digest(b: Bench) -> None:
+    pt = b.plain()
+    b.compare(
+        f"digest of {b.size} MB",
+        "≤ 0.5× sha256sum",
+        ckptkit=[*CKPTKIT, "digest", "-q", pt],
+        sha256sum=["sha256sum", pt],
+    )
+
+
+def renames(b: Bench) -> None:
+    for kind, goal in (("none", "≤ 4× digesting both"), ("half", "≤ 8× digesting both")):
+        a, c = b.path(f"{kind}-a.safetensors"), b.path(f"{kind}-b.safetensors")
+        b.make(MAKE_RENAMED, a, c, kind)
+        b.compare(
+            f"5,000 tensors, all renamed, {kind} transposed",
+            goal,
+            ckptkit=["sh", "-c", '"$@" || true', "sh", *CKPTKIT, "diff", "-q", a, c],
+            digest=[*CKPTKIT, "digest", "-q", a, c],
+        )
+
+
 CASES: dict[str, Callable[[Bench], None]] = {
     "small": small,
     "many": many,
     "copy": copy,
     "cast": cast,
     "onnx": onnx,
+    "diff": diff,
+    "digest": digest,
+    "renames": renames,
 }
 
 

@@ -39,11 +39,19 @@ class Window:
         self._ahead = 0
         self._reader: Reader | None = None
 
-    def pieces(self, tensor: Tensor, start: int, stop: int) -> Iterator[memoryview]:
-        """The bytes of a plain tensor from `start` to `stop`, in views that hold until the next is asked for."""
+    def pieces(self, tensor: Tensor, start: int, stop: int, unit: int = 1) -> Iterator[memoryview]:
+        """The bytes of a plain tensor from `start` to `stop`, in views that hold until the next is asked for.
+
+        All but the last are multiples of `unit` bytes, at most 16.
+        """
         view = memoryview(self.buffer)
         while start < stop:
             at, size = self.find(tensor, start, stop)
+            if start + size < stop:
+                size -= size % unit
+                if size == 0:  # what is held ends within an element
+                    self.stop = self.start
+                    continue
             yield view[at : at + size]
             start += size
 

@@ -13,7 +13,8 @@ from math import frexp, ldexp, sqrt
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.core.dtypes import DType
-from ckptkit.core.tensor import DEFAULT_CHUNK, Tensor
+from ckptkit.core.tensor import Tensor
+from ckptkit.match.reading import Window
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +26,7 @@ _FEW = 8  # where less than one in so many elements changed, only those are look
 _ROUNDED = ("int64", "uint64")  # float64 does not hold them all
 _KINDS = ("float", "int", "uint", "bool", "complex")
 _LEAST = 5e-324
-_WIDE = 400  # squares of numbers within 2^±400 neither overflow nor vanish
+_LOW, _HIGH = 2.0**-700, 2.0**900  # sums of squares between these have lost nothing that matters
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,24 +79,33 @@ def comparable(a: DType, b: DType) -> bool:
     return (a.kind in _KINDS and b.kind in _KINDS) or (a is b and a.kind == "quantized")
 
 
-def distance(a: Tensor, b: Tensor, tolerance: Tolerance | None = None) -> Values | None:
+def distance(
+    a: Tensor,
+    b: Tensor,
+    tolerance: Tolerance | None = None,
+    windows: tuple[Window, Window] | None = None,
+) -> Values | None:
     """Read both tensors once; they have equal shapes. None if there are no values to compare.
 
-    Complex numbers are compared as such (|b − a| is the distance in the plane). Bools are the bytes they are,
-    quantised values the stored integers. Raises what reading the tensors raises.
+    `windows` are to read through where many tensors are measured one after another. Complex numbers are compared as
+    such (|b − a| is the distance in the plane). Bools are the bytes they are, quantised values the stored integers.
+    Raises what reading the tensors raises.
     """
     if not comparable(a.dtype, b.dtype):
         return None
+    if windows is None:
+        with Window() as left, Window() as right:
+            return distance(a, b, tolerance, (left, right))
     import numpy as np
 
-    total = _Total(a.dtype, b.dtype, tolerance)
+    total = _Total(a.dtype, b.dtype, tolerance, min(a.size, _BLOCK))
     with np.errstate(all="ignore"):
-        for x, y in _aligned(_elements(a), _elements(b)):
+        for x, y in _aligned(_elements(a, windows[0]), _elements(b, windows[1])):
             total.add(x, y)
     return total.values()
 
 
-def _elements(tensor: Tensor) -> "Iterator[Array]":
+def _elements(tensor: Tensor, window: Window) -> "Iterator[Array]":
     """The elements, one per item, in pieces of any length; complex32 as pairs of float16."""
     import numpy as np
 
@@ -103,7 +113,8 @@ def _elements(tensor: Tensor) -> "Iterator[Array]":
 
     dtype, left = tensor.dtype, tensor.size
     carry = b""  # float6: four elements lie in three bytes, and chunks end at any
-    for chunk in tensor.chunks(DEFAULT_CHUNK // 4):
+    plain = tensor.source is None
+    for chunk in window.pieces(tensor, 0, tensor.nbytes, max(1, dtype.bits // 8)) if plain else tensor.chunks():
         if dtype.bits == 6:
             chunk = carry + bytes(chunk)
             whole = len(chunk) if len(chunk) * 8 // 6 >= left else len(chunk) // 3 * 3
@@ -131,9 +142,14 @@ def _aligned(left: "Iterator[Array]", right: "Iterator[Array]") -> "Iterator[tup
 
 
 class _Total:
-    """Sums over the blocks seen so far. Squares are kept by the power of two that they were scaled with."""
+    """Sums over the blocks seen so far.
 
-    def __init__(self, a: DType, b: DType, tolerance: Tolerance | None) -> None:
+    Blocks go through the same few arrays again and again: fresh ones would be mapped by the system each time.
+    """
+
+    def __init__(self, a: DType, b: DType, tolerance: Tolerance | None, block: int) -> None:
+        import numpy as np
+
         self.same = a is b
         self.exact = not {a.name, b.name}.isdisjoint(_ROUNDED)
         self.signed = a.kind in ("float", "complex") and b.kind in ("float", "complex")
@@ -142,39 +158,55 @@ class _Total:
         self.tolerance = tolerance
         self.size = self.finite = self.changed = self.outside = 0
         self.max_abs = self.max_rel = 0.0
-        self.squares: dict[int, list[float]] = {}  # power → sums of a², b², ab, (b − a)²
+        # Sums of a², b², ab, (b − a)², by the power of two that their terms were divided by.
+        self.squares: dict[int, list[float]] = {}
         self.nan = [0, 0]
         self.inf = [0, 0]
+        self.scratch = [np.empty(block, np.complex128 if self.complex else np.float64) for _ in range(3)]
+        self.mask = np.empty(block, np.bool_)
 
     def add(self, a: "Array", b: "Array") -> None:
         import numpy as np
 
-        self.size += len(a)
-        x, y = self.widen[0](a), self.widen[1](b)
-        unequal = _bits(a) != _bits(b) if self.same else self._unequal(a, b, x, y)
+        count = len(a)
+        self.size += count
+        x, y, delta = (array[:count] for array in self.scratch)
+        self.widen[0](a, x)
+        self.widen[1](b, y)
+        unequal: Array
+        if self.same:
+            unequal = np.not_equal(_bits(a), _bits(b), out=self.mask[:count])
+        else:
+            unequal = self._unequal(a, b, x, y)
         changed = int(np.count_nonzero(unequal))
         self.changed += changed
-        delta = None
-        if changed:
-            delta = _exact_delta(a, b) if self.exact and self.same else y - x
-        if not (np.isfinite(_sum(x, x)) and np.isfinite(_sum(y, y))):  # or they are only too large to be squared
+        some = changed < count // _FEW
+        if not changed:
+            delta = delta[:0]
+        elif self.exact and self.same:
+            delta[:] = _exact_delta(a, b)
+        else:
+            np.subtract(y, x, out=delta)
+        sums = [float(_sum(left, right).real) for left, right in ((x, x), (y, y), (x, y), (delta, delta))]
+        if any(not _LOW < value < _HIGH for value in (sums[0], sums[1], sums[3] or 1.0)):
+            # Something is zero, too large or too small to be squared, or not finite.
             finite = np.isfinite(x) & np.isfinite(y)
             if not finite.all():
-                self._odd(x, y, delta, finite)
-                x, y = x[finite], y[finite]
-                unequal = unequal[finite]
-                delta = None if delta is None else delta[finite]
+                self._odd(x, y, finite, bool(changed))
+                x, y, unequal = x[finite], y[finite], unequal[finite]
+                delta = delta[finite] if changed else delta
+            self._scaled(x, y, delta)
+        else:
+            total = self.squares.setdefault(0, [0.0] * 4)
+            for k, value in enumerate(sums):
+                total[k] += value
         self.finite += len(x)
-        if not len(x):
-            return
-        if delta is not None:
-            if changed < len(a) // _FEW:
-                self._compare(x[unequal], y[unequal], delta[unequal])
-            else:
-                self._compare(x, y, delta)
-        self._square(x, y, delta)
+        if changed and len(x):
+            if some:
+                x, y, delta = x[unequal], y[unequal], delta[unequal]
+            self._compare(x, y, delta)
 
-    def _odd(self, x: "Array", y: "Array", delta: "Array | None", finite: "Array") -> None:
+    def _odd(self, x: "Array", y: "Array", finite: "Array", changed: bool) -> None:
         """Count what is not finite on one side or both."""
         import numpy as np
 
@@ -183,7 +215,7 @@ class _Total:
             nan = np.isnan(values)
             self.nan[side] += int(np.count_nonzero(nan))
             self.inf[side] += int(np.count_nonzero(np.isinf(values) & ~nan))
-        if self.tolerance is not None and delta is not None:
+        if self.tolerance is not None and changed:
             self.outside += int(np.count_nonzero((x != y) & ~(np.isnan(x) & np.isnan(y))))
 
     def _unequal(self, a: "Array", b: "Array", x: "Array", y: "Array") -> "Array":
@@ -206,39 +238,36 @@ class _Total:
         return unequal
 
     def _compare(self, x: "Array", y: "Array", delta: "Array") -> None:
-        """Distances; all are finite. Elements that are equal do no harm."""
+        """Distances; all are finite. Elements that are equal do no harm. Overwrites what it is given."""
         import numpy as np
 
         if not len(x):
             return
-        y, delta = np.abs(y), np.abs(delta)
+        if self.complex:
+            x, y, delta = np.abs(x), np.abs(y), np.abs(delta)
+        else:
+            for values in (x, y, delta):
+                np.abs(values, out=values)
         self.max_abs = max(self.max_abs, float(delta.max()))
         if self.tolerance is not None:
             outside = delta > self.tolerance.atol + self.tolerance.rtol * y
             self.outside += int(np.count_nonzero(outside))
-        larger = np.maximum(np.abs(x), y)
-        np.maximum(larger, _LEAST, out=larger)  # where both are zero
-        self.max_rel = max(self.max_rel, float(np.divide(delta, larger, out=delta).max()))
+        np.maximum(x, y, out=x)
+        np.maximum(x, _LEAST, out=x)  # where both are zero
+        self.max_rel = max(self.max_rel, float(np.divide(delta, x, out=delta).max()))
 
-    def _square(self, x: "Array", y: "Array", delta: "Array | None") -> None:
-        most = max(_largest(x), _largest(y))
-        power = frexp(most)[1]
-        if abs(power) <= _WIDE:
-            power = 0
-        else:
-            half = -power // 2
-            scale = ldexp(1.0, half) * ldexp(1.0, -power - half)
-            x, y = x * scale, y * scale
-            delta = None if delta is None else delta * scale
-        sums = self.squares.setdefault(power, [0.0] * 4)
-        for k, (left, right) in enumerate(((x, x), (y, y), (x, y), (delta, delta))):
-            if left is not None and right is not None:
-                sums[k] += float(_sum(left, right).real)
+    def _scaled(self, x: "Array", y: "Array", delta: "Array") -> None:
+        """Add squares of what would overflow or vanish unless it is brought near 1 first."""
+        for left, right, place in ((x, x, 0), (y, y, 1), (x, y, 2), (delta, delta, 3)):
+            power = max(_power(left), _power(right))
+            scale = [ldexp(1.0, -(power // 2)), ldexp(1.0, -(power - power // 2))]
+            near = [values * scale[0] * scale[1] for values in (left, right)]
+            self.squares.setdefault(power, [0.0] * 4)[place] += float(_sum(*near).real)
 
     def values(self) -> Values:
-        top = max((power for power, sums in self.squares.items() if any(sums)), default=0)
+        tops = [max((p for p, sums in self.squares.items() if sums[k]), default=0) for k in range(4)]
         aa, bb, ab, dd = (
-            sum(ldexp(sums[k], 2 * (power - top)) for power, sums in self.squares.items()) for k in range(4)
+            sum(ldexp(sums[k], 2 * (power - tops[k])) for power, sums in self.squares.items()) for k in range(4)
         )
         norms = sqrt(aa) * sqrt(bb)
         return Values(
@@ -247,20 +276,20 @@ class _Total:
             outside=None if self.tolerance is None else self.outside,
             max_abs=self.max_abs,
             max_rel=self.max_rel,
-            rms=ldexp(sqrt(dd / self.finite), top) if self.finite else 0.0,
-            cosine=max(-1.0, min(1.0, ab / norms)) if norms else None,
+            rms=ldexp(sqrt(dd / self.finite), tops[3]) if self.finite else 0.0,
+            cosine=max(-1.0, min(1.0, ldexp(ab / norms, 2 * tops[2] - tops[0] - tops[1]))) if norms else None,
             nan=(self.nan[0], self.nan[1]),
             inf=(self.inf[0], self.inf[1]),
         )
 
 
-def _largest(values: "Array") -> float:
-    """Greatest magnitude, of complex numbers that of a part."""
+def _power(values: "Array") -> int:
+    """The power of two that is just above the greatest magnitude; of complex numbers that of a part."""
     import numpy as np
 
     if values.dtype.kind == "c":
-        values = values.view(np.float64)
-    return float(max(values.max(), -values.min()))
+        values = np.ascontiguousarray(values).view(np.float64)
+    return frexp(float(max(values.max(), -values.min())))[1] if len(values) else 0
 
 
 def _sum(x: "Array", y: "Array") -> Any:
@@ -290,22 +319,21 @@ def _exact_delta(a: "Array", b: "Array") -> "Array":
 
 
 @cache
-def _widener(dtype: DType, complex_: bool) -> "Callable[[Array], Array]":
-    """A function that gives values of the dtype as float64 (complex128)."""
+def _widener(dtype: DType, complex_: bool) -> "Callable[[Array, Array], object]":
+    """A function that puts values of the dtype as float64 (complex128) into an array."""
     import numpy as np
 
     from ckptkit.core.arrays import numpy_dtype
 
-    if complex_:
-        if dtype.numpy is None:
-            return lambda values: values.astype(np.float32).view(np.complex64).reshape(-1).astype(np.complex128)
-        narrow = _widener(dtype, False) if dtype.kind != "complex" else None
-        return lambda values: (values if narrow is None else narrow(values)).astype(np.complex128)
-    if dtype.kind == "bool" or dtype.bits > 16 or dtype.kind != "float":
-        return lambda values: values.astype(np.float64)
+    if dtype.numpy is None:  # complex32
+        return lambda values, out: np.copyto(out, values.astype(np.float32).view(np.complex64).reshape(-1))
+    if dtype.kind != "float" or dtype.bits > 16:
+        return lambda values, out: np.copyto(out, values, casting="unsafe")
     # ml_dtypes converts one by one; a table of all values is faster.
     kind = numpy_dtype(dtype)
     pattern = np.dtype(f"u{kind.itemsize}")
     with np.errstate(all="ignore"):
         table = np.arange(1 << 8 * kind.itemsize, dtype=pattern).view(kind).astype(np.float64)
-    return lambda values: table.take(values.view(pattern), mode="clip")
+    if complex_:
+        return lambda values, out: np.copyto(out, table[values.view(pattern)])
+    return lambda values, out: table.take(values.view(pattern), out=out, mode="clip")

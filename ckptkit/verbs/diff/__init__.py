@@ -15,7 +15,7 @@ from ckptkit.core.graph import TensorGraph
 from ckptkit.core.tensor import Tensor
 from ckptkit.format import read
 from ckptkit.match.compare import differing
-from ckptkit.match.reading import shared
+from ckptkit.match.reading import Window, shared
 from ckptkit.match.values import Tolerance, Values, comparable, distance
 from ckptkit.rules.prefix import Prefix
 from ckptkit.verbs.diff.graphs import others
@@ -156,16 +156,18 @@ def _distances(
     found: dict[str, Values | None] = {}
     lock = threading.Lock()
 
-    def measure(name: str) -> None:
-        a, b = pairs[name]
-        found[name] = distance(a, b, tolerance)
-        if progress is not None:
-            with lock:
-                progress(a.nbytes)
-
     @contextmanager
     def worker() -> Iterator[Callable[[str], None]]:
-        yield measure
+        with Window() as left, Window() as right:
+
+            def measure(name: str) -> None:
+                a, b = pairs[name]
+                found[name] = distance(a, b, tolerance, (left, right))
+                if progress is not None:
+                    with lock:
+                        progress(a.nbytes)
+
+            yield measure
 
     largest_first = sorted(pairs, key=lambda name: -pairs[name][0].nbytes)
     shared(largest_first, worker, sum(a.nbytes for a, _ in pairs.values()))
