@@ -5,7 +5,7 @@ choose among tensors that hold the same values (`settle`). The one exception is 
 arithmetic: there the formula that comes nearest is named with its distance (`folded`).
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -65,7 +65,7 @@ Tensors = Mapping[str, Tensor]
 def find(a: Tensors, b: Tensors, *, same: Collection[str] | None = None) -> Correspondence:
     """Explain the tensors of `b` by those of `a`, and what is left of `a` by those of `b`.
 
-    `same` names the tensors known to be equal under one name, with dtype and shape; None has them compared first.
+    `same` gives the names known to have one shape and equal values on both sides; None has them compared first.
     A name that both have with different values is looked for only among what is not equal by name, so that two
     tensors that changed places are found; a name that only one side has is looked for everywhere.
 
@@ -84,45 +84,42 @@ class _Search:
 
     def run(self, same: Collection[str] | None) -> Correspondence:
         common = [name for name in self.b if name in self.a]
-        if same is None:
-            found = self.workers.map(self._same, common)
-            fixed = [match for match in found if match is not None]
-        else:
-            fixed = [Match(name, Source(name), "same") for name in common if name in same]
-        done = {match.target for match in fixed}
-        left_a = {name: tensor for name, tensor in self.a.items() if name not in done}
-        left_b = {name: tensor for name, tensor in self.b.items() if name not in done}
-        pairs = {match.target: match for match in fixed}
+        found = self.workers.map(self._same, common) if same is None else map(self._known, same)
+        pairs = {match.target: match for match in found if match is not None}
+        left_a = {name: tensor for name, tensor in self.a.items() if name not in pairs}
+        left_b = {name: tensor for name, tensor in self.b.items() if name not in pairs}
         backward: dict[str, Match] = {}
         if left_a or left_b:
-            forward = settle(self._explain(left_b, left_a, self.a), fixed)
-            pairs.update((match.target, match) for match in forward)
-            rest_b = {name: tensor for name, tensor in left_b.items() if name not in pairs}
-            pairs.update((match.target, match) for match in list(analogies(rest_b, left_a, pairs)))
-            rest_b = {name: tensor for name, tensor in rest_b.items() if name not in pairs}
-            pairs.update((match.target, match) for match in folds(rest_b, self.a))
+            fixed = list(pairs.values())
+            _add(pairs, settle(self._explain(left_b, left_a, self.a), fixed))
+            _add(pairs, analogies(_without(left_b, pairs), left_a, pairs))
+            _add(pairs, folds(_without(left_b, pairs), self.a))
             used = {name for match in pairs.values() for name in match.sources}
-            rest = {name: tensor for name, tensor in left_a.items() if name not in used}
-            free = {name: tensor for name, tensor in left_b.items() if name not in pairs}
-            back = settle(self._explain(rest, free, self.b), [])
-            backward = {match.target: match for match in back}
-            rest = {name: tensor for name, tensor in rest.items() if name not in backward}
+            left_a, left_b = _without(left_a, used), _without(left_b, pairs)
+            _add(backward, settle(self._explain(left_a, left_b, self.b)))
             if not any(match.how == "folded" for match in pairs.values()):
-                backward.update((match.target, match) for match in folds(rest, self.b))
-        used_a = {name for match in pairs.values() for name in match.sources} | backward.keys()
-        used_b = {name for match in backward.values() for name in match.sources} | pairs.keys()
-        unmatched_a = [name for name in self.a if name not in used_a]
-        unmatched_b = [name for name in self.b if name not in used_b]
-        constants_a = [name for name in unmatched_a if _is_constant(self.a[name])]
-        constants_b = [name for name in unmatched_b if _is_constant(self.b[name])]
+                _add(backward, folds(_without(left_a, backward), self.b))
+        return self._report(pairs, backward)
+
+    def _report(self, pairs: Mapping[str, Match], backward: Mapping[str, Match]) -> Correspondence:
+        used_a = {name for match in pairs.values() for name in match.sources}
+        used_b = {name for match in backward.values() for name in match.sources}
+        left_a = _without(self.a, used_a | backward.keys())
+        left_b = _without(self.b, used_b | pairs.keys())
         return Correspondence(
             tuple(pairs[name] for name in self.b if name in pairs),
             tuple(backward[name] for name in self.a if name in backward),
-            tuple(constants_a),
-            tuple(constants_b),
-            tuple(name for name in unmatched_a if name not in set(constants_a)),
-            tuple(name for name in unmatched_b if name not in set(constants_b)),
+            tuple(name for name, tensor in left_a.items() if _is_constant(tensor)),
+            tuple(name for name, tensor in left_b.items() if _is_constant(tensor)),
+            tuple(name for name, tensor in left_a.items() if not _is_constant(tensor)),
+            tuple(name for name, tensor in left_b.items() if not _is_constant(tensor)),
         )
+
+    def _known(self, name: str) -> Match:
+        target = self.b[name].dtype
+        if target is self.a[name].dtype:
+            return Match(name, Source(name), "same")
+        return Match(name, Cast(Source(name), target.name), "cast")
 
     def _same(self, name: str) -> Match | None:
         """Whether the name has the same values on both sides, widened or rounded if the dtypes differ."""
@@ -130,9 +127,9 @@ class _Search:
         if x.shape != y.shape:
             return None
         if x.dtype is y.dtype:
-            return Match(name, Source(name), "same") if equal(x, y) else None
+            return self._known(name) if equal(x, y) else None
         if castable(x.dtype, y.dtype) and x.dtype.kind == "float" and equal(cast_to(x, y.dtype), y):
-            return Match(name, Cast(Source(name), y.dtype.name), "cast")
+            return self._known(name)
         return None
 
     def _explain(self, targets: Tensors, near: Tensors, sources: Tensors) -> Iterator[Proposal]:
@@ -184,6 +181,14 @@ class _Search:
     def _changed(self, one: Tensor, other: Tensor) -> bool:
         kept = one.dtype is other.dtype and self.prints[one].sums == self.prints[other].sums
         return one.shape == other.shape and not kept
+
+
+def _add(matches: dict[str, Match], more: Iterable[Match]) -> None:
+    matches.update([(match.target, match) for match in more])
+
+
+def _without(tensors: Tensors, names: Container[str]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if name not in names}
 
 
 def _rounded(proposal: Proposal, dtype: DType) -> Proposal:
