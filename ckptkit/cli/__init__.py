@@ -4,7 +4,6 @@ Only this package prints, knows click, and turns errors into exit codes: 0 fine,
 2 could not, 130 interrupted.
 """
 
-import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import Any
 import click
 
 from ckptkit.cli.text import Terminal, clean, say
+from ckptkit.core.collector import paused
 from ckptkit.core.errors import CkptError
 from ckptkit.core.files import io_error
 from ckptkit.core.version import VERSION
@@ -86,10 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    collecting = gc.isenabled()
-    gc.disable()  # hundreds of thousands of small values and no cycles: collecting costs more than the work
     try:
-        code = group.main(args, prog_name="ckptkit", standalone_mode=False)
+        with paused():
+            code = group.main(args, prog_name="ckptkit", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except CkptError as error:
         return _fail(error, args)
@@ -105,9 +104,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         kind = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         hint = "this is a defect of ckptkit; CKPTKIT_DEBUG=1 shows where it happened"
         return _fail(CkptError("internal", kind, None, hint), args)
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _mute() -> None:

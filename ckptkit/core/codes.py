@@ -97,6 +97,7 @@ CODES: dict[str, str] = {
     "target-twice": "two outputs of one command have the same path",
     "tensor-absent": "a tensor that was saved without data",
     "tensor-invalid": "a pickled tensor or array whose parts do not fit together",
+    "tensors-outside": "tensors of a trainer checkpoint that stand in none of its sections",
     "tensors-overlap": "two tensors claim the same bytes where the format forbids it",
     "tied-tensors": "tied tensors stand where none are allowed",
     "ties-copied": "tied tensors become independent copies",

@@ -174,7 +174,8 @@ class TensorGraph(Mapping[str, Tensor]):
                     number = numbers.setdefault(place, len(numbers))
                 key = (number, tensor.offset, tensor.dtype.name, tensor.shape)
             else:
-                key = tensor.storage or (name,)
+                storage = tensor.storage
+                key = (name,) if storage is None else storage
             groups.setdefault(key, []).append(name)
         return [tuple(names) for names in groups.values()]
 

@@ -60,7 +60,7 @@ def read_folder(path: str, options: ReadOptions) -> TensorGraph:
     passed += [name + "/" for name in ("original", "onnx") if os.path.isdir(os.path.join(path, name))]
     findings = list(graph.findings)
     if passed:
-        message = f"{len(passed)} other weights in the folder are passed over: {_some(passed)}"
+        message = f"other weights in the folder are passed over: {_some(passed)}"
         hint = "name one by its path, or with --variant, to read it instead"
         findings.append(Finding("passed-over", "note", choice.names[0], message, hint))
     details = {**graph.origin.details, "weights": choice.names[0]}

@@ -14,10 +14,9 @@ def read(path: str, options: ReadOptions) -> TensorGraph:
 
 def layout(graph: TensorGraph, name: str, options: WriteOptions) -> Layout:
     """How the graph is written as one .pt file. Raises CkptError; see `writer.layout`."""
-    from ckptkit.format.pytorch import collector, writer
+    from ckptkit.format.pytorch import writer
 
-    with collector.paused():
-        return writer.layout(graph, name, options)
+    return writer.layout(graph, name, options)
 
 
 def open_with_reference(path: str) -> None:

@@ -84,6 +84,8 @@ def _select(tree: Tree, options: ReadOptions) -> Assembly:
     else:
         prefix, pairs = chosen.path, _within(tree, chosen)
         notes += sections.findings(tree, chosen, shown)
+    if not everything:
+        notes += sections.outside(tree, shown, prefix)
     tensors = dict(pairs)
     if len(tensors) != len(pairs):
         raise _collision(pairs)

@@ -20,7 +20,6 @@ what torch does too, else as Latin-1 where torch gives up; `Text` keeps the byte
 Source: CPython 3.13 `Lib/pickletools.py`; behaviour compared with its `pickle` in the tests.
 """
 
-import gc
 from collections.abc import Callable
 from itertools import repeat
 from struct import Struct
@@ -28,6 +27,7 @@ from struct import error as StructError
 from typing import Any, NamedTuple
 
 from ckptkit.core.budgets import DEFAULT_BUDGETS, Budgets
+from ckptkit.core.collector import paused
 from ckptkit.core.errors import CkptError
 from ckptkit.format.pytorch.arguments import (
     LINE,
@@ -70,13 +70,8 @@ def load(
     not run, `pickle-unsupported` for EXT and out-of-band opcodes, `over-budget`; and what `persistent` raises.
     """
     machine = _Machine(data, persistent, budgets)
-    collecting = gc.isenabled()
-    gc.disable()  # nothing made here can be freed before the end, and looking takes as long as parsing
-    try:
+    with paused():
         value, end = machine.run(start)
-    finally:
-        if collecting:
-            gc.enable()
     return Unpickled(value, tuple(machine.globals.values()), end)
 
 

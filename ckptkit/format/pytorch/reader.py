@@ -18,7 +18,6 @@ from ckptkit.core.findings import Finding
 from ckptkit.core.graph import Origin, TensorGraph
 from ckptkit.core.options import ReadOptions
 from ckptkit.core.tensor import Tensor
-from ckptkit.format.pytorch import collector
 from ckptkit.format.pytorch.archive import OLD_EXPORT, Archive, open_archive
 from ckptkit.format.pytorch.assemble import Assembly, assemble, assemble_attributes
 from ckptkit.format.pytorch.content import Content, classes_not_run
@@ -34,7 +33,7 @@ def read(path: str, options: ReadOptions) -> TensorGraph:
     """The tensor graph of one file. Raises CkptError; the file is named in it."""
     file = File.at(path)
     try:
-        with file.open() as reader, collector.paused():
+        with file.open() as reader:
             return _read(Span.whole(reader), options)
     except CkptError as error:
         if error.where is None:

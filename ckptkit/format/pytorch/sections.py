@@ -130,3 +130,18 @@ def findings(tree: Tree, chosen: Branch, shown: tuple[Section, ...]) -> list[Fin
         )
         for section in averaged
     ]
+
+
+def outside(tree: Tree, shown: tuple[Section, ...], selected: str) -> list[Finding]:
+    """Tensors that stand in none of the parts listed, nor in the one selected."""
+    if sum(section.tensors for section in shown) in (0, len(tree.names)):
+        return []
+    parts = {section.name for section in shown} | {selected}
+    prefixes = tuple(f"{part}." for part in parts)
+    names = [name for name in tree.names if name not in parts and not name.startswith(prefixes)]
+    if not names:
+        return []
+    message = (
+        f"{len(names)} tensors stand outside these parts" if len(names) > 1 else "this tensor stands apart"
+    )
+    return [Finding("tensors-outside", "note", names[0], message, "--section all reads everything")]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from ckptkit.core.collector import paused
 from ckptkit.core.dtypes import DTYPES
 from ckptkit.core.errors import CkptError
 from ckptkit.core.findings import Finding
@@ -16,7 +17,9 @@ from ckptkit.core.stream import memory_bound
 from ckptkit.core.tensor import Tensor
 from ckptkit.format import folder, read, registry
 from ckptkit.match.quantized import quantized_members
-from ckptkit.rules.prefix import Prefix
+from ckptkit.rules.follow import follow
+from ckptkit.rules.outcome import Rewrite, Trace
+from ckptkit.rules.ruleset import Rules
 
 MAX_EXPAND = 16.0
 EXPAND_FLOOR = 1 << 30
@@ -33,7 +36,8 @@ class Plan:
         target: path of the output; a folder if `folder`.
         format: registry name of the format written.
         layout: the output files with every offset.
-        names: name written → name read.
+        names: name written → name read (the first of several; "" for what the rules filled).
+        trace: name written → all its sources, the rule and the operations that made it.
         cast: names (as written) whose dtype changes, with the dtype they had.
         left_out: what was not selected and is not carried, in words.
         losses: what cannot be carried; each code must be in `allowed` for `write` to start.
@@ -48,6 +52,7 @@ class Plan:
     format: str
     layout: Layout
     names: Mapping[str, str]
+    trace: Mapping[str, Trace]
     cast: Mapping[str, str]
     left_out: tuple[str, ...]
     losses: tuple[Finding, ...]
@@ -72,6 +77,7 @@ class Plan:
         return next((_refused(loss) for loss in self.losses if loss.code not in self.allowed), None)
 
 
+@paused()
 def plan(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str],
@@ -81,7 +87,10 @@ def plan(
     variant: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    rules: Sequence[str] = (),
+    rules: Sequence[str | Rules] = (),
+    let: Mapping[str, str | int] | None = None,
+    reverse: bool = False,
+    approximate: bool = False,
     dtype: str | None = None,
     keep_dtype: Sequence[str] = (),
     ties: Ties = "keep",
@@ -103,7 +112,9 @@ def plan(
         to: registry name of the format to write.
         section, variant: as for `ckptkit.read`.
         include, exclude: shell patterns over the names as read.
-        rules: `strip:PREFIX` or `add:PREFIX`, applied in order.
+        rules: rule files, names of presets, `auto`, `strip:PREFIX` or `add:PREFIX`, applied in order.
+        let: values for names that the rules declare under `let`.
+        reverse: apply the rules backwards, the last one first; `approximate` accepts rounding in that.
         dtype: cast float64, float32, float16 and bfloat16 tensors to this dtype.
         keep_dtype: shell patterns (names as read) of tensors that keep theirs.
         ties: write tied tensors once where the format can (`keep`), once per name (`copy`), or refuse.
@@ -121,9 +132,11 @@ def plan(
     whole = read(src, section, variant=variant)
     names = selected(whole, include, exclude)
     source = whole.select(names) if len(names) < len(whole) else whole
-    graph, original = _renamed(source, rules)
+    rewrite = follow(source, rules, let=let, reverse=reverse, approximate=approximate)
+    graph = rewrite.graph
+    original = {name: step.sources[0] if step.sources else "" for name, step in rewrite.trace.items()}
     keep = frozenset(matching(source, keep_dtype)) if keep_dtype else frozenset()
-    graph, cast = _cast(graph, original, dtype, keep)
+    graph, cast = _cast(rewrite, dtype, keep)
     graph = replace(graph, metadata=_metadata(graph, metadata, no_metadata))
     _refuse_bomb(graph, max_expand)
 
@@ -145,10 +158,11 @@ def plan(
         format=writer.name,
         layout=layout,
         names=original,
+        trace=rewrite.trace,
         cast=cast,
-        left_out=_left_out(whole, source, extras, sidecar is not None),
+        left_out=_left_out(whole, source, rewrite, extras, sidecar is not None),
         losses=layout.losses,
-        notes=(*whole.findings, *layout.notes),
+        notes=(*whole.findings, *rewrite.findings, *layout.notes),
         allowed=frozenset(allow_loss),
         memory=max(map(memory_bound, layout.files), default=0),
         sidecar=None if sidecar is None else os.fspath(sidecar),
@@ -158,20 +172,9 @@ def plan(
     return result
 
 
-def _renamed(graph: TensorGraph, rules: Sequence[str]) -> tuple[TensorGraph, dict[str, str]]:
-    """The graph after the rules, and new name → name as read."""
-    original = {name: name for name in graph}
-    for rule in rules:
-        rewrite = Prefix.parse(rule).apply(graph)
-        original = {rewrite.trace.get(now, now): first for now, first in original.items()}
-        graph = rewrite.graph
-    return graph, original
-
-
-def _cast(
-    graph: TensorGraph, original: Mapping[str, str], dtype: str | None, keep: frozenset[str]
-) -> tuple[TensorGraph, dict[str, str]]:
+def _cast(rewrite: Rewrite, dtype: str | None, keep: frozenset[str]) -> tuple[TensorGraph, dict[str, str]]:
     """The graph with float tensors cast, and name → dtype it had. Quantised weights and their scales stay."""
+    graph = rewrite.graph
     if dtype is None:
         return graph, {}
     wanted = DTYPES.get(dtype)
@@ -184,7 +187,7 @@ def _cast(
     changed: dict[str, str] = {}
     for name, tensor in graph.items():
         had = tensor.dtype.name
-        if had in CASTABLE and had != dtype and original[name] not in fixed and name not in fixed:
+        if had in CASTABLE and had != dtype and fixed.isdisjoint((name, *rewrite.trace[name].sources)):
             changed[name] = had
             tensor = cast(tensor, wanted)
         tensors[name] = tensor
@@ -242,7 +245,7 @@ def _siblings(target: Path) -> frozenset[str]:
 
 
 def _left_out(
-    whole: TensorGraph, source: TensorGraph, extras: Sequence[OutputFile], sidecar: bool
+    whole: TensorGraph, source: TensorGraph, rewrite: Rewrite, extras: Sequence[OutputFile], sidecar: bool
 ) -> tuple[str, ...]:
     out = []
     chosen = whole.origin.section
@@ -250,6 +253,8 @@ def _left_out(
         out += [s.name for s in whole.origin.sections if s.name != chosen]
     if len(source) < len(whole):
         out.append(f"{len(whole) - len(source)} tensors by --include/--exclude")
+    if rewrite.dropped:
+        out.append(f"{len(rewrite.dropped)} tensors by the rules")
     if whole.objects and not sidecar:
         out.append(f"{len(whole.objects)} non-tensor values (--sidecar FILE.json keeps what JSON can hold)")
     carried = {file.path for file in extras}
