@@ -36,7 +36,7 @@ def answer(diff: Diff) -> list[str]:
     """The verdict's grounds, most important first."""
     counts = Counter(entry.status for entry in diff.entries)
     common = sum(counts[status] for status in _BOTH)
-    values: list[str] = []
+    values = _kept(diff)
     if common:
         found = [status for status in _BOTH if counts[status]]
         parts = [f"{'all' if counts[s] == common > 1 else counts[s]} {_WORDS[s]}" for s in found]
@@ -56,6 +56,18 @@ def answer(diff: Diff) -> list[str]:
     if structure:
         values.append(f"{plural(structure, 'difference')} in the graph")
     return values
+
+
+def _kept(diff: Diff) -> list[str]:
+    """Whether one side has all weights of the other, under whatever names."""
+    if diff.equal or not diff.read or any(e.kinds and e.kinds != ("tie",) for e in diff.entries):
+        return []
+    left = {e.status for e in diff.entries if e.status in ("added", "removed") and e.name not in diff.constants}
+    if left == {"added", "removed"} or not (diff.renamed or left):
+        return []
+    if not left:
+        return ["the same weights"]
+    return ["all weights of A are in B" if "added" in left else "all weights of B are in A"]
 
 
 _BOTH: tuple[Status, ...] = ("equal", "close", "unread", "changed")
@@ -273,9 +285,12 @@ def _renamed_rows(renamed: Sequence[Renamed]) -> list[tuple[str, ...]]:
 def _renamed_row(items: list[Renamed]) -> tuple[str, ...]:
     first = items[0]
     target = _label([item.target for item in items])
+    exactly = {item.text.replace(item.sources[0], "·") for item in items if len(item.sources) == 1}
     remarks = ["same bytes" if first.how == "renamed" else first.how]
+    if len(exactly) == 1 and first.how in ("slice", "permuted", "reshaped", "cast"):
+        remarks[0] += f" {clean(exactly.pop())}"
     if first.backward and first.how != "renamed":
-        remarks = [f"{first.how}, from right to left"]
+        remarks[0] += ", from right to left"
     if first.how == "folded":
         furthest = max(item.ulp for item in items)
         remarks = [f"batch norm folded in, {f'within {furthest} ulp' if furthest else 'exact'}"]
@@ -286,6 +301,10 @@ def _renamed_row(items: list[Renamed]) -> tuple[str, ...]:
 
 def _origin(items: list[Renamed]) -> str:
     """What tensors are made from; several of one module, such as those of a batch norm, as `bn.*`."""
+    if items[0].how != "folded":
+        folded = [label for label, _ in _folded((n, None) for n in dict.fromkeys(n for i in items for n in i.sources))]
+        if len(folded) <= FEW // 2:
+            return " + ".join(folded)
     modules = Counter(source.rpartition(".")[0] for source in items[0].sources)
     labels: dict[str, None] = {}
     for k, source in enumerate(items[0].sources):

@@ -116,6 +116,29 @@ def test_other_weights_are_said_to_be_so(folder: Path, run: Run) -> None:
     assert "other weights" not in run("diff", "base.safetensors", "tuned.safetensors").stdout
 
 
+def test_renamed_weights_are_said_to_be_the_same(folder: Path, run: Run) -> None:
+    rng = np.random.default_rng(3)
+    parts = {f"h.{k}.{p}": rng.standard_normal((4, 6)).astype(np.float32) for k in range(3) for p in "qkv"}
+    fused = {f"l.{k}.qkv": np.concatenate([parts[f"h.{k}.{p}"] for p in "qkv"]) for k in range(3)}
+    save_file(parts, "a.safetensors")
+    save_file(fused, "b.safetensors")
+    there, back = run("diff", "a.safetensors", "b.safetensors"), run("diff", "b.safetensors", "a.safetensors")
+    assert there.code == back.code == 1
+    head = "different   the same weights · {} under other names or in other layouts"
+    assert there.stdout.splitlines() == [head.format(3), "renamed", "  h.{0..2}.{q,k,v} → l.{0..2}.qkv  concat  ×3"]
+    rows = back.stdout.splitlines()
+    assert rows[0] == head.format(9)
+    assert sorted(rows[2:])[0] == "  l.{0..2}.qkv → h.{0..2}.k  slice ·[4:8]  ×3"
+    save_file({**parts, "more": np.arange(5.0)}, "c.safetensors")
+    assert "all weights of A are in B" in run("diff", "a.safetensors", "c.safetensors").stdout
+    assert "all weights of B are in A" in run("diff", "c.safetensors", "b.safetensors").stdout
+    document = run("diff", "--json", "a.safetensors", "b.safetensors").json
+    assert [r["from"] for r in document["renamed"]] == [[f"h.{k}.{p}" for p in "qkv"] for k in range(3)]
+    assert {(r["how"], r["certain"]) for r in document["renamed"]} == {("concat", True)}
+    lines = run("diff", "--lines", "a.safetensors", "b.safetensors").stdout
+    assert "renamed\tl.0.qkv\tconcat\th.0.q\th.0.k\th.0.v\n" in lines
+
+
 def test_json_holds_everything(folder: Path, run: Run) -> None:
     done = run("diff", "--json", "base.safetensors", "tuned.safetensors")
     found = done.json

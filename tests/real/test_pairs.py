@@ -1,5 +1,6 @@
 """Pairs of real checkpoints that hold the same weights in other clothes, or other weights in the same ones."""
 
+import json
 import os
 from pathlib import Path
 
@@ -68,3 +69,19 @@ def test_versions_and_folds_of_one_model() -> None:
     folds = [data("pocketnet", "pocketnet", "weights", f"v3_fold{k}.pt") for k in (0, 1)]
     found = ck.diff(*folds)
     assert (found.identical, len(found.changed), found.added, found.removed) == (3, 95, (), ())
+
+
+CONVERSIONS = ROOT.parent / "shared" / "mapping"
+
+
+@pytest.mark.parametrize("folder", sorted(p.parent.name for p in CONVERSIONS.glob("*/keys.json")) or ["none"])
+def test_a_real_conversion_is_explained_to_the_last_tensor(folder: str) -> None:
+    if not (CONVERSIONS / folder).is_dir():
+        pytest.skip("needs recorded conversions")
+    answer = json.loads((CONVERSIONS / folder / "keys.json").read_text("utf-8"))
+    found = ck.diff(CONVERSIONS / folder / "src.safetensors", CONVERSIONS / folder / "dst.safetensors")
+    sources = {e.name: {e.name} for e in found.entries if e.status == "equal"}
+    sources |= {r.target: set(r.sources) for r in found.renamed if not r.backward}
+    assert sources == {name: set(made["src"]) for name, made in answer["map"].items()}
+    assert set(found.removed) == set(answer["dropped"])
+    assert (found.added, dict(found.changed)) == ((), {})
