@@ -25,7 +25,9 @@ from ckptkit.verbs.diff import Diff, Entry, Spec, diff
 @click.option("--no-values", is_flag=True, help="Compare headers only: names, dtypes, shapes, ties, graph.")
 @click.option("--rtol", type=float, metavar="X", help="Equal within |a − b| ≤ atol + X·|b|.")
 @click.option("--atol", type=float, metavar="X", help="Equal within |a − b| ≤ X + rtol·|b|.")
-@click.option("--rules", metavar="RULE", multiple=True, help="strip:PREFIX or add:PREFIX, on names of A. Repeatable.")
+@click.option(
+    "--rules", metavar="RULE", multiple=True, help="strip:PREFIX or add:PREFIX, on names of A. Repeatable."
+)
 @click.option("--stat", is_flag=True, help="One line per group of modules.")
 @click.option(
     "--sort", type=click.Choice(["file", "name", "change"]), default="file", show_default=True,
@@ -64,7 +66,13 @@ def _markdown(found: Diff, chosen: dict[str, Any]) -> Iterator[str]:
 
 def _lines(found: Diff, chosen: dict[str, Any]) -> Iterator[str]:
     for entry in found.entries:
-        cells = [entry.status, clean(entry.name), ",".join(entry.kinds) or "-", _spec(entry.a), _spec(entry.b)]
+        cells = [
+            entry.status,
+            clean(entry.name),
+            ",".join(entry.kinds) or "-",
+            _spec(entry.a),
+            _spec(entry.b),
+        ]
         yield "\t".join([*cells, repr(entry.values.max_abs) if entry.values else "-"])
     for move in found.renamed:
         yield "\t".join(["renamed", clean(move.target), move.how, *map(clean, move.sources)])

@@ -62,7 +62,9 @@ def _kept(diff: Diff) -> list[str]:
     """Whether one side has all weights of the other, under whatever names."""
     if diff.equal or not diff.read or any(e.kinds and e.kinds != ("tie",) for e in diff.entries):
         return []
-    left = {e.status for e in diff.entries if e.status in ("added", "removed") and e.name not in diff.constants}
+    left = {
+        e.status for e in diff.entries if e.status in ("added", "removed") and e.name not in diff.constants
+    }
     if left == {"added", "removed"} or not (diff.renamed or left):
         return []
     if not left:
@@ -71,13 +73,20 @@ def _kept(diff: Diff) -> list[str]:
 
 
 _BOTH: tuple[Status, ...] = ("equal", "close", "unread", "changed")
-_ONE_SIDED: tuple[tuple[Status, Callable[[Diff], Side]], ...] = (("removed", lambda d: d.a), ("added", lambda d: d.b))
+_ONE_SIDED: tuple[tuple[Status, Callable[[Diff], Side]], ...] = (
+    ("removed", lambda d: d.a),
+    ("added", lambda d: d.b),
+)
 _WORDS = {"equal": "equal", "close": "close enough", "unread": "alike in their headers", "changed": "changed"}
 
 
 def summary(diff: Diff) -> Iterator[tuple[str, list[str]]]:
     """Facts in a word each: what was trained, what was not, what kind of difference it is."""
-    state = {e.name: "values" in e.kinds and not e.how for e in diff.entries if e.a and e.b and "shape" not in e.kinds}
+    state = {
+        e.name: "values" in e.kinds and not e.how
+        for e in diff.entries
+        if e.a and e.b and "shape" not in e.kinds
+    }
     if diff.read and len(set(state.values())) == 2:
         trees = fold(state.items())
         for key, wanted in (("frozen", False), ("trained", True)):
@@ -136,7 +145,9 @@ def tables(diff: Diff, sort: str) -> Iterator[Table]:
     if diff.renamed:
         yield Table("renamed", (), _renamed_rows(diff.renamed))
     for status, side in _ONE_SIDED:
-        rows = list(_single_rows([e for e in diff.entries if e.status == status and e.name not in diff.constants]))
+        rows = list(
+            _single_rows([e for e in diff.entries if e.status == status and e.name not in diff.constants])
+        )
         if rows:
             yield Table(f"only in {clean(side(diff).path)}", (), rows)
     rows = _other_rows(diff)
@@ -302,7 +313,10 @@ def _renamed_row(items: list[Renamed]) -> tuple[str, ...]:
 def _origin(items: list[Renamed]) -> str:
     """What tensors are made from; several of one module, such as those of a batch norm, as `bn.*`."""
     if items[0].how != "folded":
-        folded = [label for label, _ in _folded((n, None) for n in dict.fromkeys(n for i in items for n in i.sources))]
+        folded = [
+            label
+            for label, _ in _folded((n, None) for n in dict.fromkeys(n for i in items for n in i.sources))
+        ]
         if len(folded) <= FEW // 2:
             return " + ".join(folded)
     modules = Counter(source.rpartition(".")[0] for source in items[0].sources)
@@ -333,11 +347,17 @@ def _other_rows(diff: Diff) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for what in dict.fromkeys(other.what for other in diff.other):
         some = [other for other in diff.other if other.what == what]
-        for side, theirs in ((diff.a, [o for o in some if o.b is None]), (diff.b, [o for o in some if o.a is None])):
+        for side, theirs in (
+            (diff.a, [o for o in some if o.b is None]),
+            (diff.b, [o for o in some if o.a is None]),
+        ):
             if len(theirs) > FEW:
                 rows.append((what, f"{len(theirs)} only in {clean(side.path)}"))
                 some = [other for other in some if other not in theirs]
-        rows += [(f"{what} {clean(o.name)}".strip(), f"{_brief(o.a)} → {_brief(o.b)}") for o in map(_shown, some[:FEW])]
+        rows += [
+            (f"{what} {clean(o.name)}".strip(), f"{_brief(o.a)} → {_brief(o.b)}")
+            for o in map(_shown, some[:FEW])
+        ]
         if len(some) > FEW:
             rows.append((what, f"{len(some) - FEW} more"))
     return rows
@@ -373,7 +393,9 @@ def stat_table(diff: Diff) -> Table:
         cut = max(entry.name.rfind("."), entry.name.rfind("/"), 0)
         modules.setdefault(entry.name[:cut], []).append(entry)
     rows = []
-    for label, names in _folded((m, tuple(sorted(Counter(e.status for e in es).items()))) for m, es in modules.items()):
+    for label, names in _folded(
+        (m, tuple(sorted(Counter(e.status for e in es).items()))) for m, es in modules.items()
+    ):
         entries = [entry for name in names for entry in modules[name]]
         counts = Counter(entry.status for entry in entries)
         cells = [str(counts[s] or "") for s in ("changed", "added", "removed")]
@@ -407,7 +429,9 @@ def _laid_out(table: Table, terminal: Terminal) -> Iterator[str]:
         heading = bool(table.head) and number == 0
         start = pad(label, widths[0] + 2) if heading else indent + pad(shorten(label, widths[0]), widths[0])
         remark = "" if numbered or not cells else cells.pop()
-        right = [pad(cell, width, right=bool(table.head)) for cell, width in zip(cells, widths[1:], strict=False)]
+        right = [
+            pad(cell, width, right=bool(table.head)) for cell, width in zip(cells, widths[1:], strict=False)
+        ]
         line = "  ".join([start, *right]).rstrip() if not remark else "  ".join([start, *right, remark])
         if terminal.width is not None and remark and columns(line) > terminal.width:
             yield shorten_end("  ".join([start, *right]).rstrip(), terminal.width)
@@ -430,6 +454,7 @@ def markdown(diff: Diff, *, sort: str, stat: bool) -> Iterator[str]:
     for found in [stat_table(diff)] if stat else tables(diff, sort):
         width = max(map(len, found.rows), default=1)
         head = (found.title or "module", *(found.head or ("",) * (width - 1)))
-        yield from table([*map(escape, head)], ((f"`{label}`", *map(escape, cells)) for label, *cells in found.rows))
+        yield from table(
+            [*map(escape, head)], ((f"`{label}`", *map(escape, cells)) for label, *cells in found.rows)
+        )
         yield ""
-

@@ -29,7 +29,9 @@ from ckptkit.verbs.digest.listing import SCHEMA, line, load
     "--check", "listing", metavar="FILE", type=click.Path(),
     help="Verify saved digests: this command's output, its --json, or a receipt of convert.",
 )  # fmt: skip
-@click.option("--textconv", is_flag=True, help="One line per tensor for git diff; exit code 0 whatever happens.")
+@click.option(
+    "--textconv", is_flag=True, help="One line per tensor for git diff; exit code 0 whatever happens."
+)
 @options.include
 @options.exclude
 @options.section
@@ -37,7 +39,12 @@ from ckptkit.verbs.digest.listing import SCHEMA, line, load
 @options.output("text", "json")
 @options.quiet
 def command(
-    paths: tuple[str, ...], tensors: bool, listing: str | None, textconv: bool, style: str | None, **chosen: Any
+    paths: tuple[str, ...],
+    tensors: bool,
+    listing: str | None,
+    textconv: bool,
+    style: str | None,
+    **chosen: Any,
 ) -> int:
     """Identify content: the same digest in every format.
 

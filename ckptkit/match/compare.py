@@ -23,9 +23,7 @@ class _Part(NamedTuple):
     stop: int
 
 
-def differing(
-    pairs: Mapping[str, tuple[Tensor, Tensor]], progress: Progress | None = None
-) -> frozenset[str]:
+def differing(pairs: Mapping[str, tuple[Tensor, Tensor]], progress: Progress | None = None) -> frozenset[str]:
     """The names of those pairs whose bytes differ; the two of a pair have equal dtypes and shapes.
 
     A pair is read up to its first difference, and not at all where both are the same bytes of the same file.

@@ -114,7 +114,9 @@ def _elements(tensor: Tensor, window: Window) -> "Iterator[Array]":
     dtype, left = tensor.dtype, tensor.size
     carry = b""  # float6: four elements lie in three bytes, and chunks end at any
     plain = tensor.source is None
-    for chunk in window.pieces(tensor, 0, tensor.nbytes, max(1, dtype.bits // 8)) if plain else tensor.chunks():
+    for chunk in (
+        window.pieces(tensor, 0, tensor.nbytes, max(1, dtype.bits // 8)) if plain else tensor.chunks()
+    ):
         if dtype.bits == 6:
             chunk = carry + bytes(chunk)
             whole = len(chunk) if len(chunk) * 8 // 6 >= left else len(chunk) // 3 * 3
@@ -267,7 +269,8 @@ class _Total:
     def values(self) -> Values:
         tops = [max((p for p, sums in self.squares.items() if sums[k]), default=0) for k in range(4)]
         aa, bb, ab, dd = (
-            sum(ldexp(sums[k], 2 * (power - tops[k])) for power, sums in self.squares.items()) for k in range(4)
+            sum(ldexp(sums[k], 2 * (power - tops[k])) for power, sums in self.squares.items())
+            for k in range(4)
         )
         norms = sqrt(aa) * sqrt(bb)
         return Values(

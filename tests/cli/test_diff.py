@@ -28,7 +28,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tuned = dict(base)
     for layer in (6, 7):
         for p in "qv":
-            tuned[f"layers.{layer}.attn.{p}.weight"] = base[f"layers.{layer}.attn.{p}.weight"] + np.float32(1e-3)
+            tuned[f"layers.{layer}.attn.{p}.weight"] = base[f"layers.{layer}.attn.{p}.weight"] + np.float32(
+                1e-3
+            )
     tuned["head.weight"] = np.zeros((2, 4), np.float32)
     save_file(base, tmp_path / "base.safetensors")
     save_file(tuned, tmp_path / "tuned.safetensors")
@@ -41,7 +43,10 @@ def test_the_answer_first_then_what_was_trained(folder: Path, run: Run) -> None:
     assert done.code == 1
     lines = done.stdout.splitlines()
     assert lines[0] == "different   33 tensors in both: 29 equal, 4 changed · 1 only in tuned.safetensors"
-    assert lines[1] == "frozen      embed.weight, layers.{0..5}, layers.{6,7}.attn.k.weight, layers.{6,7}.norm.weight"
+    assert (
+        lines[1]
+        == "frozen      embed.weight, layers.{0..5}, layers.{6,7}.attn.k.weight, layers.{6,7}.norm.weight"
+    )
     assert lines[2] == "trained     layers.{6,7}.attn.{q,v}.weight"
     assert lines[3].split() == ["changed", "max", "|Δ|", "max", "rel", "rms", "Δ", "cosine", "share"]
     cells = lines[4].split()
@@ -52,7 +57,9 @@ def test_the_answer_first_then_what_was_trained(folder: Path, run: Run) -> None:
 def test_equal_is_one_line_and_exit_code_0(folder: Path, run: Run) -> None:
     done = run("diff", "base.safetensors", "base.safetensors")
     assert (done.code, done.stdout) == (0, "equal       33 tensors in both: all equal\n")
-    assert run("diff", "base.safetensors", "tuned.safetensors", "--exclude", "head*", "--atol", "0.01").code == 0
+    assert (
+        run("diff", "base.safetensors", "tuned.safetensors", "--exclude", "head*", "--atol", "0.01").code == 0
+    )
     near = run("diff", "base.safetensors", "tuned.safetensors", "--atol", "0.01")
     assert "tolerance   |a − b| ≤ 0.01 + 0·|b|" in near.stdout
 
@@ -111,7 +118,10 @@ def test_remarks(folder: Path, run: Run) -> None:
 def test_other_weights_are_said_to_be_so(folder: Path, run: Run) -> None:
     for name, seed in (("a", 1), ("b", 2)):
         rng = np.random.default_rng(seed)
-        save_file({f"w{k}": rng.standard_normal((30, 7)).astype(np.float32) for k in range(5)}, f"{name}.safetensors")
+        save_file(
+            {f"w{k}": rng.standard_normal((30, 7)).astype(np.float32) for k in range(5)},
+            f"{name}.safetensors",
+        )
     assert "other weights" in run("diff", "a.safetensors", "b.safetensors").stdout
     assert "other weights" not in run("diff", "base.safetensors", "tuned.safetensors").stdout
 
@@ -125,7 +135,11 @@ def test_renamed_weights_are_said_to_be_the_same(folder: Path, run: Run) -> None
     there, back = run("diff", "a.safetensors", "b.safetensors"), run("diff", "b.safetensors", "a.safetensors")
     assert there.code == back.code == 1
     head = "different   the same weights · {} under other names or in other layouts"
-    assert there.stdout.splitlines() == [head.format(3), "renamed", "  h.{0..2}.{q,k,v} → l.{0..2}.qkv  concat  ×3"]
+    assert there.stdout.splitlines() == [
+        head.format(3),
+        "renamed",
+        "  h.{0..2}.{q,k,v} → l.{0..2}.qkv  concat  ×3",
+    ]
     rows = back.stdout.splitlines()
     assert rows[0] == head.format(9)
     assert sorted(rows[2:])[0] == "  l.{0..2}.qkv → h.{0..2}.k  slice ·[4:8]  ×3"
@@ -142,8 +156,18 @@ def test_renamed_weights_are_said_to_be_the_same(folder: Path, run: Run) -> None
 def test_json_holds_everything(folder: Path, run: Run) -> None:
     done = run("diff", "--json", "base.safetensors", "tuned.safetensors")
     found = done.json
-    assert (done.code, found["schema"], found["verdict"], found["identical"]) == (1, "ckptkit.diff/1", "different", 29)
-    assert (found["added"], found["removed"], found["renamed"], found["other"]) == (["head.weight"], [], [], [])
+    assert (done.code, found["schema"], found["verdict"], found["identical"]) == (
+        1,
+        "ckptkit.diff/1",
+        "different",
+        29,
+    )
+    assert (found["added"], found["removed"], found["renamed"], found["other"]) == (
+        ["head.weight"],
+        [],
+        [],
+        [],
+    )
     names = [entry["name"] for entry in found["changed"]]
     assert names == sorted(f"layers.{i}.attn.{p}.weight" for i in (6, 7) for p in "qv")
     entry = found["changed"][0]
@@ -187,7 +211,11 @@ def test_lines_for_programs(folder: Path, run: Run) -> None:
 
 
 def test_formats_meet(folder: Path, run: Run) -> None:
-    for name, make in (("x.pt", samples.pytorch), ("x.onnx", samples.onnx), ("x.safetensors", samples.safetensors)):
+    for name, make in (
+        ("x.pt", samples.pytorch),
+        ("x.onnx", samples.onnx),
+        ("x.safetensors", samples.safetensors),
+    ):
         make(Path(name))
     assert run("diff", "x.pt", "x.safetensors").code == 0
     done = run("diff", "x.pt", "x.onnx")
@@ -196,7 +224,11 @@ def test_formats_meet(folder: Path, run: Run) -> None:
 
 def test_names_from_a_file_cannot_reach_the_terminal(folder: Path, run: Run) -> None:
     save_file({"a\x1b[31m": np.zeros(2, np.float32), "m\n.x": np.zeros(2, np.float32)}, "a.safetensors")
-    save_file({"b\x1b[2J": np.ones(2, np.float32), "m\n.x": np.ones(2, np.float32)}, "b.safetensors", {"\x1b": "\x07"})
+    save_file(
+        {"b\x1b[2J": np.ones(2, np.float32), "m\n.x": np.ones(2, np.float32)},
+        "b.safetensors",
+        {"\x1b": "\x07"},
+    )
     for style in ("text", "markdown", "lines"):
         for more in ([], ["--stat"]):
             text = run("diff", "a.safetensors", "b.safetensors", "--format", style, *more).stdout

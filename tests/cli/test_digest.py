@@ -43,7 +43,12 @@ def test_tensors_and_json_list_them_all(folder: Path, run: Run) -> None:
     lines = run("digest", "--tensors", "x.pt").stdout.splitlines()
     assert lines == [f"{found.digest}  x.pt", *(f"{d}  x.pt\t{n}" for n, d in found.tensors.items())]
     one = run("digest", "--json", "x.pt").json
-    assert one == {"schema": "ckptkit.digest/1", "path": "x.pt", "digest": found.digest, "tensors": dict(found.tensors)}
+    assert one == {
+        "schema": "ckptkit.digest/1",
+        "path": "x.pt",
+        "digest": found.digest,
+        "tensors": dict(found.tensors),
+    }
     several = run("digest", "--json", "x.pt", "missing.pt")
     assert (several.code, several.json[0]) == (2, one)
     assert (several.json[1]["code"], several.json[1]["path"]) == ("not-found", "missing.pt")
@@ -63,7 +68,9 @@ def test_what_was_saved_is_checked(folder: Path, run: Run, options: list[str]) -
     assert (done.code, done.stdout, done.stderr) == (0, "x.pt: OK\nx.onnx: OK\n", "")
     assert run("digest", "--check", "saved", "-q", *again).stdout == ""
 
-    save_file({"fc.weight": np.zeros((2, 3), np.float32), "fc.bias": np.array([0.25, -0.25], np.float32)}, "x.onnx")
+    save_file(
+        {"fc.weight": np.zeros((2, 3), np.float32), "fc.bias": np.array([0.25, -0.25], np.float32)}, "x.onnx"
+    )
     done = run("digest", "--check", "saved", *again)
     assert done.code == 1
     lines = ["x.pt: OK", "x.onnx: FAILED"]
@@ -156,7 +163,9 @@ def test_git_shows_what_changed_in_a_checkpoint(folder: Path) -> None:
         return done.stdout
 
     def lines(text: str) -> list[str]:
-        return [row for row in text.splitlines() if row.startswith(("+", "-")) and row[:3] not in ("+++", "---")]
+        return [
+            row for row in text.splitlines() if row.startswith(("+", "-")) and row[:3] not in ("+++", "---")
+        ]
 
     repository.mkdir()
     git("init", "-q")
@@ -180,7 +189,9 @@ def test_git_shows_what_changed_in_a_checkpoint(folder: Path) -> None:
     assert lines(git("log", "-p", "-1", "--format=")) == expected
 
     (repository / "x.safetensors").write_bytes(b"broken")
-    (repository / "lfs.bin").write_text((repository / "lfs.bin").read_text().replace("438000000", "439000000"))
+    (repository / "lfs.bin").write_text(
+        (repository / "lfs.bin").read_text().replace("438000000", "439000000")
+    )
     shown = lines(git("diff"))
     assert any(row.startswith("+lfs-pointer: ") and "439,000,000" in row for row in shown)
     assert sum(row.startswith("-fc.") for row in shown) == 2

@@ -44,7 +44,9 @@ def test_one_flipped_bit_is_found_wherever_it_is(tmp_path: Path, place: int) -> 
     backwards = dict(reversed(pairs.items()))
     assert differing(backwards) == {f"t{hit}"}
     changed = digests({name: pair[1] for name, pair in pairs.items()})
-    assert {n for n, d in digests({n: p[0] for n, p in pairs.items()}).items() if d != changed[n]} == {f"t{hit}"}
+    assert {n for n, d in digests({n: p[0] for n, p in pairs.items()}).items() if d != changed[n]} == {
+        f"t{hit}"
+    }
 
 
 @given(st.data())
@@ -60,7 +62,9 @@ def test_a_view_equals_the_same_elements_stored_plainly(
     assert differing({"x": (a, b), "y": (b, a)}) == frozenset()
     assert digests({"x": a}) == {"x": tensor_digest(b)}
     place = data.draw(st.integers(0, len(turned) - 1))
-    c = Tensor(U8, b.shape, file(folder / "c", turned[:place] + bytes([turned[place] ^ 128]) + turned[place + 1 :]))
+    c = Tensor(
+        U8, b.shape, file(folder / "c", turned[:place] + bytes([turned[place] ^ 128]) + turned[place + 1 :])
+    )
     assert differing({"x": (a, c), "y": (c, b)}) == {"x", "y"}
 
 

@@ -95,7 +95,9 @@ def test_integers_of_64_bits_are_exact(data: st.DataObject) -> None:
     arrays = []
     for kind in kinds:
         if kind.startswith("float"):
-            numbers: list[Any] = data.draw(st.lists(st.floats(width=32, allow_nan=False), min_size=3, max_size=3))
+            numbers: list[Any] = data.draw(
+                st.lists(st.floats(width=32, allow_nan=False), min_size=3, max_size=3)
+            )
             numbers[0] = 2.0**53
         else:
             info = np.iinfo(kind)

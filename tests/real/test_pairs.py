@@ -57,7 +57,9 @@ def test_weights_inside_subgraphs_and_other_weights_of_the_same_shapes() -> None
     whole = ck.diff(jit, data(*SILERO, "silero_vad.onnx"))
     assert (len(whole.renamed), whole.removed) == (30, ())
     packed = ck.diff(jit, data(*SILERO, "silero_vad_16k_sequence.onnx"))
-    assert {r.target for r in packed.renamed if "LSTM" in r.target} == {f"onnx::LSTM_{n}" for n in (209, 210, 211)}
+    assert {r.target for r in packed.renamed if "LSTM" in r.target} == {
+        f"onnx::LSTM_{n}" for n in (209, 210, 211)
+    }
     for name in ("silero_vad_16k.safetensors", "silero_vad_half.onnx"):
         found = ck.diff(jit, data(*SILERO, name))
         assert [r.sources for r in found.renamed] == [("_model.stft.forward_basis_buffer",)], name

@@ -45,11 +45,19 @@ def kinds(diff: ck.Diff) -> dict[str, tuple[str, ...]]:
 def test_what_differs_in_nothing_is_equal(save: Save, arrays: Arrays) -> None:
     found = ck.diff(save("a", arrays), save("b", dict(reversed(arrays.items()))))
     assert (found.verdict, found.identical, found.entries[0].status) == ("equal", 12, "equal")
-    assert (found.added, found.removed, found.renamed, found.other, dict(found.changed)) == ((), (), (), (), {})
+    assert (found.added, found.removed, found.renamed, found.other, dict(found.changed)) == (
+        (),
+        (),
+        (),
+        (),
+        {},
+    )
 
 
 def test_metadata_alone_makes_no_difference(save: Save, arrays: Arrays) -> None:
-    found = ck.diff(save("a", arrays, {"format": "pt", "x": "1"}), save("b", arrays, {"format": "pt", "x": "2"}))
+    found = ck.diff(
+        save("a", arrays, {"format": "pt", "x": "1"}), save("b", arrays, {"format": "pt", "x": "2"})
+    )
     assert found.equal
     assert [(o.what, o.name, o.a, o.b, o.counts) for o in found.other] == [("metadata", "x", "1", "2", False)]
 
@@ -78,7 +86,9 @@ def test_each_kind_of_change_is_told_from_the_others(save: Save, arrays: Arrays)
 
 
 @given(st.data())
-def test_a_flipped_bit_anywhere_is_found(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_a_flipped_bit_anywhere_is_found(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     folder = tmp_path_factory.mktemp("bits")
     rng = np.random.default_rng(1)
     dtypes = [np.float32, np.float16, np.int64, np.int8, np.bool_, np.complex64]
@@ -192,7 +202,8 @@ def test_the_same_weights_in_every_format_are_equal(tmp_path: Path, save: Save, 
         assert ck.diff(a, tmp_path / target).equal
     torch = pytest.importorskip("torch", reason="needs the torch extra")
     turned = {
-        name: torch.from_numpy(array.T.copy()).permute(*reversed(range(array.ndim))) for name, array in arrays.items()
+        name: torch.from_numpy(array.T.copy()).permute(*reversed(range(array.ndim)))
+        for name, array in arrays.items()
     }
     torch.save(turned, tmp_path / "turned.pt")
     assert ck.diff(a, tmp_path / "turned.pt").equal
@@ -233,7 +244,9 @@ def onnx_model(**changes: Any) -> Any:
     gemm = helper.make_node("Gemm", ["x", "w"], ["h"], name="fc", transB=changes.get("transB", 1))
     act = helper.make_node(changes.get("act", "Relu"), ["h"], ["y"])
     value = lambda name, shape: helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)  # noqa: E731
-    graph = helper.make_graph([gemm, act], "g", [value("x", changes.get("x", [1, 3]))], [value("y", [1, 2])], [weights])
+    graph = helper.make_graph(
+        [gemm, act], "g", [value("x", changes.get("x", [1, 3]))], [value("y", [1, 2])], [weights]
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", changes.get("opset", 17))])
 
 
@@ -276,10 +289,14 @@ def test_a_change_inside_a_subgraph_is_found(tmp_path: Path) -> None:
     def save(path: Path, op: str) -> None:
         value = lambda name: helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1])  # noqa: E731
         branch = helper.make_graph([helper.make_node(op, ["x"], ["z"], name="inner")], "t", [], [value("z")])
-        other = helper.make_graph([helper.make_node("Neg", ["x"], ["z"], name="inner")], "e", [], [value("z")])
+        other = helper.make_graph(
+            [helper.make_node("Neg", ["x"], ["z"], name="inner")], "e", [], [value("z")]
+        )
         node = helper.make_node("If", ["c"], ["y"], name="if", then_branch=branch, else_branch=other)
         condition = helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, [])
-        onnx.save(helper.make_model(helper.make_graph([node], "g", [value("x"), condition], [value("y")])), path)
+        onnx.save(
+            helper.make_model(helper.make_graph([node], "g", [value("x"), condition], [value("y")])), path
+        )
 
     save(tmp_path / "a.onnx", "Abs")
     save(tmp_path / "b.onnx", "Sqrt")
@@ -294,7 +311,9 @@ def test_an_export_to_onnx_is_explained_tensor_by_tensor(tmp_path: Path) -> None
     conv, norm = torch.nn.Conv1d(3, 4, 3), torch.nn.BatchNorm1d(4)
     norm.running_mean.uniform_(-1, 1)
     norm.running_var.uniform_(0.5, 2)
-    model = torch.nn.Sequential(conv, norm, torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(32, 5)).eval()
+    model = torch.nn.Sequential(
+        conv, norm, torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(32, 5)
+    ).eval()
     torch.save(model.state_dict(), tmp_path / "model.pt")
     torch.onnx.export(model, (torch.randn(2, 3, 10),), tmp_path / "old.onnx", dynamo=False)
     torch.onnx.export(model, (torch.randn(2, 3, 10),), tmp_path / "new.onnx", dynamo=True, verbose=False)

@@ -96,7 +96,9 @@ def test_progress_ends_at_all_bytes(source: Path) -> None:
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
-@given(st.lists(st.tuples(TEXT.filter(len), st.none() | TEXT), min_size=1), st.binary(min_size=32, max_size=32))
+@given(
+    st.lists(st.tuples(TEXT.filter(len), st.none() | TEXT), min_size=1), st.binary(min_size=32, max_size=32)
+)
 def test_a_listing_reads_back_whatever_the_names(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str | None]], digest: bytes
 ) -> None:
@@ -112,8 +114,15 @@ def test_a_receipt_and_json_are_listings_too(source: Path, tmp_path: Path, array
     assert {item.path for item in saved} == {str(target)}
     assert {item.name for item in saved} == {None, *arrays}
     found = ck.digest(target)
-    assert {r.status for r in check(saved, lambda path: (ck.digest(path).digest, ck.digest(path).tensors))} == {"ok"}
-    document = {"schema": "ckptkit.digest/1", "path": str(target), "digest": found.digest, "tensors": found.tensors}
+    assert {
+        r.status for r in check(saved, lambda path: (ck.digest(path).digest, ck.digest(path).tensors))
+    } == {"ok"}
+    document = {
+        "schema": "ckptkit.digest/1",
+        "path": str(target),
+        "digest": found.digest,
+        "tensors": found.tensors,
+    }
     (tmp_path / "d.json").write_text(json.dumps([document, document]))
     assert len(load(str(tmp_path / "d.json"))) == 2 * len(saved)
 

@@ -151,7 +151,9 @@ def _ties(groups: Sequence[tuple[str, ...]], common: set[str]) -> dict[str, tupl
 
 
 def _distances(
-    pairs: Mapping[str, tuple[Tensor, Tensor]], tolerance: Tolerance | None, progress: Callable[[int], None] | None
+    pairs: Mapping[str, tuple[Tensor, Tensor]],
+    tolerance: Tolerance | None,
+    progress: Callable[[int], None] | None,
 ) -> dict[str, Values | None]:
     found: dict[str, Values | None] = {}
     lock = threading.Lock()

@@ -40,7 +40,9 @@ def facts(graph: TensorGraph) -> Iterator[tuple[str, str, Any]]:
             yield what, name, value
 
 
-def _changes(what: str, a: Mapping[str, Any], b: Mapping[str, Any], *, counts: bool = True) -> Iterator[Other]:
+def _changes(
+    what: str, a: Mapping[str, Any], b: Mapping[str, Any], *, counts: bool = True
+) -> Iterator[Other]:
     for name in dict.fromkeys((*a, *b)):
         if a.get(name) != b.get(name):
             yield Other(what, name, a.get(name), b.get(name), counts)

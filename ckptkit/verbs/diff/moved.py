@@ -37,5 +37,12 @@ def _renamed(match: Match) -> Renamed:
 def _backward(match: Match) -> Renamed:
     """A tensor of A that is made from tensors of B."""
     return Renamed(
-        (match.target,), match.sources[0], match.how, match.text, match.certain, match.why, match.ulp, backward=True
+        (match.target,),
+        match.sources[0],
+        match.how,
+        match.text,
+        match.certain,
+        match.why,
+        match.ulp,
+        backward=True,
     )

@@ -120,7 +120,11 @@ class Diff:
     @property
     def equal(self) -> bool:
         """Whether nothing that counts differs."""
-        return not self.renamed and not any(o.counts for o in self.other) and not any(map(self._counts, self.entries))
+        return (
+            not self.renamed
+            and not any(o.counts for o in self.other)
+            and not any(map(self._counts, self.entries))
+        )
 
     @property
     def verdict(self) -> Literal["equal", "different"]:

@@ -47,7 +47,9 @@ class Checked:
 def line(path: str, name: str | None, digest: str) -> str:
     """One saved digest as a line of text."""
     plain = path if name is None else f"{path}\t{name}"
-    escaped = path.translate(_TABLE) if name is None else f"{path.translate(_TABLE)}\t{name.translate(_TABLE)}"
+    escaped = (
+        path.translate(_TABLE) if name is None else f"{path.translate(_TABLE)}\t{name.translate(_TABLE)}"
+    )
     return f"{'' if plain == escaped else chr(92)}{digest}  {escaped}"
 
 
