@@ -28,14 +28,6 @@ def _size(text: str) -> int:
     return nbytes
 
 
-def _pair(text: str) -> tuple[str, str]:
-    """`KEY=VALUE`."""
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise click.BadParameter(f"{text!r} is not KEY=VALUE")
-    return key, value
-
-
 @click.command(
     epilog=options.examples(
         "ckptkit convert model.pt model.safetensors",
@@ -51,9 +43,10 @@ def _pair(text: str) -> tuple[str, str]:
 @options.exclude
 @options.section
 @options.variant
-@click.option(
-    "--rules", metavar="RULE", multiple=True, help="Rename: strip:PREFIX or add:PREFIX. Repeatable."
-)
+@options.rules
+@options.let
+@options.reverse
+@options.approximate
 @click.option("--dtype", metavar="DTYPE", help="Cast float64, float32, float16 and bfloat16 tensors to this.")
 @click.option(
     "--keep-dtype", metavar="GLOB", multiple=True, help="Tensors that --dtype leaves alone. Repeatable."
@@ -77,7 +70,7 @@ def _pair(text: str) -> tuple[str, str]:
     help="ONNX weights inside the model or beside it.",
 )
 @click.option(
-    "--metadata", metavar="KEY=VALUE", type=_pair, multiple=True, help="Set a metadata key. Repeatable."
+    "--metadata", metavar="KEY=VALUE", type=options.pair, multiple=True, help="Set a metadata key. Repeatable."
 )
 @click.option("--no-metadata", is_flag=True, help="Drop the metadata of the source.")
 @click.option(
@@ -109,6 +102,7 @@ def command(
     src: str,
     dst: str,
     metadata: tuple[tuple[str, str], ...],
+    let: tuple[tuple[str, str], ...],
     receipt: str | None,
     dry_run: bool,
     overwrite: bool,
@@ -124,7 +118,7 @@ def command(
     """
     from ckptkit.verbs.convert import plan, write
 
-    decided = plan(src, dst, metadata=dict(metadata) or None, **chosen)
+    decided = plan(src, dst, metadata=dict(metadata) or None, let=dict(let), **chosen)
     if style != "json" and not quiet:
         emit(_planned(decided, Terminal.of(sys.stdout)))
         sys.stdout.flush()
@@ -216,6 +210,9 @@ def _plan_json(decided: "Plan") -> str:
                     "dtype": tensor.dtype.name,
                     "source_dtype": decided.cast.get(name, tensor.dtype.name),
                     "shape": tensor.shape,
+                    "sources": decided.trace[name].sources,
+                    "rule": decided.trace[name].rule,
+                    "operations": decided.trace[name].operations,
                 }
                 for name, tensor in decided.graph.items()
             ],

@@ -23,6 +23,14 @@ def output(*formats: str) -> Callable[[F], F]:
     return decorate
 
 
+def pair(text: str) -> tuple[str, str]:
+    """`KEY=VALUE`."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise click.BadParameter(f"{text!r} is not KEY=VALUE")
+    return key, value
+
+
 section = click.option(
     "--section", metavar="NAME", help="Part of a trainer checkpoint; `all` for everything."
 )
@@ -33,6 +41,15 @@ include = click.option(
 exclude = click.option(
     "--exclude", metavar="GLOB", multiple=True, help="No tensors whose name matches. Repeatable."
 )
+rules = click.option(
+    "--rules",
+    metavar="RULES",
+    multiple=True,
+    help="Rules to apply: a .yaml file, a preset, auto, strip:PREFIX or add:PREFIX. Repeatable.",
+)
+let = click.option("--let", metavar="NAME=VALUE", type=pair, multiple=True, help="A value for the rules. Repeatable.")
+reverse = click.option("--reverse", is_flag=True, help="Apply the rules backwards.")
+approximate = click.option("--approximate", is_flag=True, help="With --reverse: accept rounding.")
 quiet = click.option("-q", "--quiet", is_flag=True, help="No notes and no progress.")
 
 

@@ -99,10 +99,17 @@ class Layout:
         return sum(f.size for f in self.files)
 
 
-def is_plain(content: bytes | Extent | Tensor) -> Extent | None:
-    """The file range behind a piece's content, or None if its bytes must be produced."""
+def stored_runs(content: bytes | Extent | Tensor) -> tuple[Extent, ...] | None:
+    """The file ranges that a piece's content is, one after the other; None if its bytes must be produced.
+
+    A source may offer `stored_runs() -> tuple[Extent, ...] | None`, as concatenations of stored tensors do.
+    """
     if isinstance(content, Extent):
-        return content
-    if isinstance(content, Tensor) and content.source is None and content.nbytes:
-        return content.extents[0]
+        return (content,)
+    if isinstance(content, Tensor) and content.nbytes:
+        if content.source is None:
+            return content.extents
+        offered = getattr(content.source, "stored_runs", None)
+        found: tuple[Extent, ...] | None = None if offered is None else offered()
+        return found
     return None

@@ -18,7 +18,7 @@ from typing import Protocol
 from ckptkit.core.checksum import combine_crc32
 from ckptkit.core.errors import CkptError
 from ckptkit.core.files import File, Reader, io_error
-from ckptkit.core.plan import OutputFile, Piece, is_plain
+from ckptkit.core.plan import OutputFile, Piece, stored_runs
 from ckptkit.core.tensor import Buffer, Extent, Tally, Tensor
 
 WORKERS = 2
@@ -59,7 +59,7 @@ def memory_bound(file: OutputFile) -> int:
     produced = (
         p.content.memory(CHUNK)
         for p in file.pieces
-        if isinstance(p.content, Tensor) and not is_plain(p.content)
+        if isinstance(p.content, Tensor) and stored_runs(p.content) is None
     )
     return WORKERS * COPY_BUFFER + sum(nlargest(WORKERS, produced))
 
@@ -148,23 +148,30 @@ class _Writer:
         for index, piece in enumerate(self.file.pieces):
             if piece.nbytes == 0:
                 continue
-            plain = is_plain(piece.content)
+            runs = stored_runs(piece.content)
             observer = self.observe(piece) if self.observe and isinstance(piece.content, Tensor) else None
-            if plain is None or observer is not None:
+            if runs is None or observer is not None:
                 observers = (observer,) if observer is not None else ()
-                content = piece.content if plain is None else plain
-                yield _Task(index, 0, piece.offset, piece.nbytes, content, observers)
+                whole = runs[0] if runs is not None and len(runs) == 1 else piece.content
+                yield _Task(index, 0, piece.offset, piece.nbytes, whole, observers)
                 continue
-            if run is not None:
-                assert isinstance(run.content, Extent)
-                file, start, nbytes = run.content
-                gap = piece.offset - run.offset - nbytes
-                if not sealed and gap == 0 and plain.file is file and plain.offset == start + nbytes:
-                    total = nbytes + piece.nbytes
-                    run = _Task(run.index, 0, run.offset, total, Extent(file, start, total))
-                    continue
-                yield from _segments(run)
-            run = _Task(index, 0, piece.offset, piece.nbytes, plain)
+            offset, part = piece.offset, 0
+            for found in runs:
+                if run is not None:
+                    assert isinstance(run.content, Extent)
+                    file, start, nbytes = run.content
+                    gap = offset - run.offset - nbytes
+                    if not sealed and gap == 0 and found.file is file and found.offset == start + nbytes:
+                        total = nbytes + found.nbytes
+                        run = _Task(run.index, 0, run.offset, total, Extent(file, start, total))
+                        offset += found.nbytes
+                        continue
+                    yield from _segments(run)
+                run = _Task(index, part, offset, found.nbytes, found)
+                offset += found.nbytes
+                part += -(-found.nbytes // SEGMENT)
+            if offset != piece.offset + piece.nbytes:
+                raise _length(piece)
         if run is not None:
             yield from _segments(run)
 
@@ -186,10 +193,7 @@ class _Writer:
                 with self.lock:
                     self.progress(len(chunk))
         if position != task.offset + task.nbytes:
-            piece = self.file.pieces[task.index].name
-            raise CkptError(
-                "source-length", "a tensor's source gave another number of bytes than planned", piece
-            )
+            raise _length(self.file.pieces[task.index])
         if sealed:
             with self.lock:
                 self.checksums.setdefault(task.index, []).append((task.part, crc, task.nbytes))
@@ -235,12 +239,16 @@ class _Writer:
         return result
 
 
+def _length(piece: Piece) -> CkptError:
+    return CkptError("source-length", "a tensor's source gave another number of bytes than planned", piece.name)
+
+
 def _segments(run: _Task) -> Iterator[_Task]:
     assert isinstance(run.content, Extent)
     file, start, nbytes = run.content
-    for part, at in enumerate(range(0, nbytes, SEGMENT)):
+    for part, at in enumerate(range(0, nbytes, SEGMENT), run.part):
         size = min(SEGMENT, nbytes - at)
-        yield _Task(run.index, part, run.offset + at, size, Extent(file, start + at, size))
+        yield _Task(run.index, run.part + part, run.offset + at, size, Extent(file, start + at, size))
 
 
 _pwrite: Callable[[int, Buffer, int], int]

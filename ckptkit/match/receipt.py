@@ -21,7 +21,8 @@ class TensorRecord:
     """One tensor written.
 
     `source` is its name as read and `source_dtype` the dtype it had there; `digest` is the content digest as
-    written, None unless a receipt file was asked for.
+    written, None unless a receipt file was asked for. `sources` are all names as read that it was made of, `rule`
+    (file:line) and `operations` how; "" and () where nothing was done.
     """
 
     name: str
@@ -30,6 +31,9 @@ class TensorRecord:
     source_dtype: str
     shape: tuple[int, ...]
     digest: str | None = None
+    sources: tuple[str, ...] = ()
+    rule: str = ""
+    operations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

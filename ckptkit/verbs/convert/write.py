@@ -139,6 +139,7 @@ def _receipt(
             plan.cast.get(name, tensor.dtype.name),
             tensor.shape,
             digests.get(name),
+            *plan.trace[name],
         )
         for name, tensor in plan.graph.items()
     )

@@ -1,0 +1,414 @@
+"""From nodes to rules: every key, template, expression and operation is checked, errors carry file and line."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn
+
+from ckptkit.core.errors import CkptError
+from ckptkit.rules.expressions import Expression
+from ckptkit.rules.expressions import parse as parse_expression
+from ckptkit.rules.model import Made, Op, Rule, Side
+from ckptkit.rules.nodes import Node
+from ckptkit.rules.operations import COMBINED, JOINS, OPERATIONS, SPLITS, dtype
+from ckptkit.rules.template import Hole, Template, template
+
+VERSION = "1"
+RULES = 200_000
+
+_TOP = ("ckptkit-rules", "about", "let", "tables", "keep_others", "optional", "done", "rules")
+_COMMON = ("when", "optional", "note")
+_KEYS: dict[str, tuple[str, ...]] = {  # by the key that tells the kind
+    "from": ("to", "ops", "each", *JOINS, *SPLITS),
+    "keep": ("ops",),
+    "drop": ("same_as",),
+    "shared": (),
+    "tie": ("to",),
+    "fill": ("value", "shape", "dtype", "over"),
+    "scope": ("rules",),
+    "rules": (),
+}
+_FILLS = ("arange", "causal", "eye")
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A rule file's content."""
+
+    name: str
+    about: str
+    let: Mapping[str, tuple[Expression, ...]]
+    tables: Mapping[str, Any]
+    keep_others: bool
+    done: Expression | None
+    rules: tuple[Rule, ...]
+
+
+def parse(root: Node, name: str) -> Parsed:
+    """Raises CkptError `rule-invalid` at the first thing that is not understood."""
+    return _Reader(name).file(root)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """What the rules of a list have in common."""
+
+    source: str = ""
+    target: str = ""
+    when: tuple[Expression, ...] = ()
+    optional: bool = False
+
+
+_NOTHING = Node(())
+
+
+@dataclass(slots=True)
+class _Reader:
+    name: str
+    count: int = 0
+    globals: set[str] = field(default_factory=set)
+
+    def fail(self, node: Node, message: str, hint: str | None = None) -> NoReturn:
+        raise CkptError("rule-invalid", message, self.at(node), hint)
+
+    def at(self, node: Node) -> str:
+        return f"{self.name}:{node.line}" if node.line else self.name
+
+    # nodes as what they must be
+
+    def text(self, node: Node) -> str:
+        if not isinstance(node.value, str):
+            self.fail(node, "a text is expected here")
+        return node.value
+
+    def items(self, node: Node) -> tuple[Node, ...]:
+        """A list, or the one thing that stands for a list of itself."""
+        return node.value if isinstance(node.value, tuple) else (node,)
+
+    def mapping(
+        self, node: Node, known: tuple[str, ...] | None = None, what: str = "rules"
+    ) -> dict[str, Node]:
+        if not isinstance(node.value, dict):
+            self.fail(node, "a mapping is expected here")
+        for key, value in node.value.items():
+            if known is not None and key not in known:
+                self.unknown(value if value.line else node, key, known, what)
+        return node.value
+
+    def unknown(self, node: Node, key: str, known: tuple[str, ...], what: str) -> NoReturn:
+        from difflib import get_close_matches
+
+        near = get_close_matches(key, known, 2, 0.6)
+        self.fail(
+            node,
+            f"{what} have no {key!r}",
+            f"meant: {' or '.join(near)}" if near else f"known: {', '.join(known)}",
+        )
+
+    def flag(self, node: Node) -> bool:
+        text = self.text(node)
+        if text not in ("true", "false"):
+            self.fail(node, f"{text!r} is neither true nor false")
+        return text == "true"
+
+    def located(self, node: Node, make: Any, *args: Any) -> Any:
+        """What `make` gives; its errors get the node's place."""
+        try:
+            return make(*args)
+        except CkptError as error:
+            raise CkptError(error.code, error.message, self.at(node), error.hint) from None
+
+    def expression(self, node: Node) -> Expression:
+        found: Expression = self.located(node, parse_expression, self.text(node))
+        return found
+
+    def template(self, node: Node, prefix: str = "") -> Template:
+        found: Template = self.located(node, template, prefix + self.text(node))
+        return found
+
+    # the file
+
+    def file(self, root: Node) -> Parsed:
+        top = self.mapping(root, _TOP, "rule files")
+        version = top.get("ckptkit-rules")
+        if version is None or version.value != VERSION:
+            self.fail(
+                version or root, "this is no rule file of version 1", "its first line is ckptkit-rules: 1"
+            )
+        let: dict[str, tuple[Expression, ...]] = {}
+        for key, node in self.mapping(top["let"]).items() if "let" in top else ():
+            self.identifier(node, key)
+            let[key] = tuple(self.expression(item) for item in self.items(node))
+        tables = {}
+        for key, node in self.mapping(top["tables"]).items() if "tables" in top else ():
+            self.identifier(node, key)
+            if key in let:
+                self.fail(node, f"{key} is under let, too")
+            tables[key] = self.table(node)
+        self.globals = {*let, *tables, "config"}
+        optional = "optional" in top and self.flag(top["optional"])
+        if "rules" not in top and "keep_others" not in top:
+            self.fail(root, "a rule file has rules")
+        rules = tuple(self.rules(top["rules"], _Scope(optional=optional))) if "rules" in top else ()
+        return Parsed(
+            name=self.name,
+            about=self.text(top["about"]) if "about" in top else "",
+            let=let,
+            tables=tables,
+            keep_others="keep_others" in top and self.flag(top["keep_others"]),
+            done=self.expression(top["done"]) if "done" in top else None,
+            rules=rules,
+        )
+
+    def identifier(self, node: Node, key: str) -> None:
+        if not (key.isascii() and key.isidentifier()) or key in (
+            "config",
+            "not",
+            "and",
+            "or",
+            "true",
+            "false",
+            "null",
+        ):
+            self.fail(node, f"{key!r} cannot be a name")
+
+    def table(self, node: Node) -> Any:
+        def entry(item: Node) -> int | str:
+            text = self.text(item)
+            return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else text
+
+        if isinstance(node.value, dict):
+            return {key: entry(item) for key, item in node.value.items()}
+        return [entry(item) for item in self.items(node)]
+
+    def rules(self, node: Node, scope: _Scope) -> Iterator[Rule]:
+        if not isinstance(node.value, tuple):
+            self.fail(node, "a list of rules is expected here")
+        readers = {
+            "from": self._from, "keep": self._keep, "drop": self._drop,
+            "shared": self._shared, "tie": self._tie, "fill": self._fill,
+        }  # fmt: skip
+        for item in node.value:
+            fields = self.mapping(item)
+            kind = next((key for key in _KEYS if key in fields), None)
+            if kind is None:
+                self.fail(item, "a rule begins with from, keep, drop, shared, tie, fill, scope or rules")
+            known = (kind, *_KEYS[kind], *_COMMON)
+            for key, value in fields.items():
+                if key not in known:
+                    self.unknown(value if value.line else item, key, known, f"rules with {kind!r}")
+            inner = replace(
+                scope,
+                when=(*scope.when, *(self.expression(e) for e in self.items(fields.get("when", _NOTHING)))),
+                optional=self.flag(fields["optional"]) if "optional" in fields else scope.optional,
+            )
+            if kind in ("scope", "rules"):
+                yield from self.scope(item, fields, inner)
+                continue
+            self.count += 1
+            if self.count > RULES:
+                raise CkptError("over-budget", f"more than {RULES} rules", self.at(item))
+            rule = readers[kind](item, fields, inner)
+            yield replace(rule, when=inner.when, optional=inner.optional)
+
+    def scope(self, item: Node, fields: dict[str, Node], scope: _Scope) -> Iterator[Rule]:
+        if "rules" not in fields:
+            self.fail(item, "a scope has rules")
+        if "scope" in fields:
+            prefixes = self.mapping(fields["scope"], ("from", "to"), "scopes")
+            source, target = (self.text(prefixes[key]) if key in prefixes else "" for key in ("from", "to"))
+            scope = replace(scope, source=scope.source + source, target=scope.target + target)
+        yield from self.rules(fields["rules"], scope)
+
+    # kinds of rules
+
+    def _from(self, item: Node, fields: dict[str, Node], scope: _Scope) -> Rule:
+        if "to" not in fields:
+            self.fail(item, "a rule with from has a to")
+        sources = self.sides(fields["from"], scope.source)
+        targets = self.sides(fields["to"], scope.target)
+        joins = tuple(self.step(key, fields[key], JOINS[key].takes) for key in fields if key in JOINS)
+        splits = tuple(self.step(key, fields[key], SPLITS[key]) for key in fields if key in SPLITS)
+        ops = self.ops(fields["ops"]) if "ops" in fields else ()
+        if "each" in fields:
+            each = self.ops(fields["each"])
+            many, parts = bool(joins), bool(splits)
+            if many == parts:
+                self.fail(fields["each"], "each belongs to the sources of a join, or to the parts of a split")
+            if many:
+                sources = tuple(replace(side, ops=(*side.ops, *each)) for side in sources)
+            else:
+                targets = tuple(replace(side, ops=(*each, *side.ops)) for side in targets)
+        return self.checked(item, Rule("move", self.at(item), sources, targets, joins, ops, splits))
+
+    def _keep(self, item: Node, fields: dict[str, Node], scope: _Scope) -> Rule:
+        source = Side(self.template(fields["keep"], scope.source))
+        target = Side(self.template(fields["keep"], scope.target))
+        ops = self.ops(fields["ops"]) if "ops" in fields else ()
+        return self.checked(item, Rule("move", self.at(item), (source,), (target,), ops=ops))
+
+    def _drop(self, item: Node, fields: dict[str, Node], scope: _Scope) -> Rule:
+        other = self.template(fields["same_as"], scope.source) if "same_as" in fields else None
+        side = Side(self.template(fields["drop"], scope.source))
+        return self.checked(item, Rule("drop", self.at(item), (side,), other=other))
+
+    def _shared(self, item: Node, fields: dict[str, Node], scope: _Scope) -> Rule:
+        return self.checked(
+            item, Rule("shared", self.at(item), (Side(self.template(fields["shared"], scope.source)),))
+        )
+
+    def _tie(self, item: Node, fields: dict[str, Node], scope: _Scope) -> Rule:
+        if "to" not in fields:
+            self.fail(item, "a tie says to which name")
+        side = Side(self.template(fields["tie"], scope.target))
+        other = self.template(fields["to"], scope.target)
+        return self.checked(item, Rule("tie", self.at(item), targets=(side,), other=other))
+
+    def _fill(self, item: Node, fields: dict[str, Node], scope: _Scope) -> Rule:
+        if "shape" not in fields:
+            self.fail(item, "a fill has a shape")
+        value = self.text(fields["value"]) if "value" in fields else "0"
+        if value not in _FILLS:
+            self.number(fields.get("value", item), value)
+        over = self.mapping(fields["over"]) if "over" in fields else {}
+        made = Made(
+            value,
+            tuple(self.expression(e) for e in self.items(fields["shape"])),
+            self.located(item, dtype, self.text(fields["dtype"]) if "dtype" in fields else "float32"),
+            {hole: self.expression(count) for hole, count in over.items()},
+        )
+        side = Side(self.template(fields["fill"], scope.target))
+        return self.checked(item, Rule("fill", self.at(item), targets=(side,), made=made))
+
+    def sides(self, node: Node, prefix: str) -> tuple[Side, ...]:
+        found = []
+        for item in self.items(node):
+            if isinstance(item.value, dict):
+                fields = self.mapping(item, ("name", "ops"), "sides")
+                if "name" not in fields:
+                    self.fail(item, "a side has a name")
+                ops = self.ops(fields["ops"]) if "ops" in fields else ()
+                found.append(Side(self.template(fields["name"], prefix), ops))
+            else:
+                found.append(Side(self.template(item, prefix)))
+        if not found:
+            self.fail(node, "an empty list")
+        return tuple(found)
+
+    # operations
+
+    def ops(self, node: Node) -> tuple[Op, ...]:
+        return tuple(self.op(item) for item in self.items(node))
+
+    def op(self, node: Node) -> Op:
+        if isinstance(node.value, dict):
+            if len(node.value) != 1:
+                self.fail(node, "an operation is one key with its arguments")
+            ((name, args),) = node.value.items()
+        else:
+            name, args = self.text(node), Node({}, node.line)
+        row = OPERATIONS.get(name)
+        if row is None:
+            self.unknown(node, name, tuple(OPERATIONS), "operations")
+        if row.short and not isinstance(args.value, dict):
+            args = Node({row.short: args}, args.line)
+        return self.step(name, args, row.takes)
+
+    def step(self, name: str, node: Node, takes: Mapping[str, str]) -> Op:
+        fields = self.mapping(node, tuple(takes), f"arguments of {name!r}")
+        args = {key: self.argument(takes[key].rstrip("?"), value) for key, value in fields.items()}
+        for key, kind in takes.items():
+            if key not in args and not kind.endswith("?"):
+                self.fail(node, f"{name} needs {key}")
+        if name == "combine" and args["with"] not in COMBINED:
+            self.unknown(node, args["with"], COMBINED, "combinations")
+        return Op(name, args)
+
+    def argument(self, kind: str, node: Node) -> Any:
+        if kind == "int":
+            return self.expression(node)
+        if kind == "sizes" and node.value == "equal":
+            return "equal"
+        if kind in ("ints", "sizes"):
+            return tuple(self.expression(item) for item in self.items(node))
+        text = self.text(node)
+        if kind == "number":
+            return self.number(node, text)
+        if kind == "flag":
+            return self.flag(node)
+        if kind == "dtype":
+            return self.located(node, dtype, text)
+        return text
+
+    def number(self, node: Node, text: str) -> float:
+        try:
+            found = float(text)
+        except ValueError:
+            self.fail(node, f"{text!r} is no number")
+        return int(found) if found.is_integer() and abs(found) < 1 << 53 else found
+
+    # what must hold within a rule
+
+    def checked(self, item: Node, rule: Rule) -> Rule:
+        """The rule with its bare holes declared; refuses holes that nothing binds and joins that do not add up."""
+        sides = (*rule.sources, *rule.targets)
+        templates = [side.template for side in sides] + ([rule.other] if rule.other else [])
+        declared: dict[str, Hole] = {}
+        for found in templates:
+            for name, hole in found.declarations().items():
+                if name in self.globals:
+                    self.fail(item, f"the hole {name!r} has the name of something under let or tables")
+                before = declared.setdefault(name, hole)
+                if (before.kind, before.options, before.width) != (hole.kind, hole.options, hole.width):
+                    self.fail(item, f"the hole {name!r} is declared twice, differently")
+        rule = replace(
+            rule,
+            sources=tuple(replace(side, template=side.template.declared(declared)) for side in rule.sources),
+            targets=tuple(replace(side, template=side.template.declared(declared)) for side in rule.targets),
+            other=rule.other.declared(declared) if rule.other else None,
+        )
+        if rule.kind == "move":
+            self.check_joins(item, rule)
+        joined, parts = rule.over
+        bound = {name for side in rule.sources for name in side.template.names} - joined | parts
+        if rule.made is not None:
+            bound |= set(rule.made.over)
+        if rule.kind == "tie" and rule.other is not None:
+            bound |= rule.other.names
+        if rule.kind in ("drop", "shared"):
+            uses = rule.other.names if rule.other else frozenset[str]()
+        else:
+            uses = frozenset(name for side in rule.targets for name in side.template.names)
+        for name in sorted(uses - bound - self.globals):
+            self.fail(
+                item,
+                f"nothing gives the hole {name!r} a value",
+                "a hole of the other side, or a name under let",
+            )
+        return rule
+
+    def check_joins(self, item: Node, rule: Rule) -> None:
+        joined, parts = rule.over
+        lists = [step for step in rule.joins if "over" not in step.args]
+        if len(rule.sources) > 1 and not lists:
+            self.fail(item, "several sources need concat, stack or another way to become one tensor")
+        if lists and (len(lists) > 1 or rule.joins[0] is not lists[0]):
+            self.fail(
+                item, "only the first of several joins can take the list of sources; the others say over what"
+            )
+        holes = [side.template.names - self.globals - joined for side in rule.sources]
+        if any(names != holes[0] for names in holes):
+            self.fail(item, "the sources of one rule have different holes")
+        for name in joined | parts:
+            sides = rule.sources if name in joined else rule.targets
+            found = [hole for side in sides for hole in side.template.holes if name in hole.expression.names]
+            if not found:
+                self.fail(item, f"no hole {name!r} to run over")
+            if any(hole.kind in ("segment", "rest") for hole in found):
+                self.fail(item, f"the order of {{{found[0].text}}} is not known", "list the texts: {x:q|k|v}")
+        lists = [step for step in rule.splits if "over" not in step.args]
+        if lists and (len(lists) > 1 or rule.splits[-1] is not lists[0]):
+            self.fail(
+                item, "only the last of several splits can give the list of targets; the others say over what"
+            )
+        if rule.splits and len(rule.targets) > 1 and not lists:
+            self.fail(item, "several targets need a split without over")

@@ -1,0 +1,62 @@
+"""Which rules speak of which names. Cost grows with the names, hardly with the rules."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from ckptkit.rules.expressions import Value
+from ckptkit.rules.template import Matcher
+
+_NO_DIGITS = str.maketrans("", "", "0123456789")
+
+
+class Hit(NamedTuple):
+    """A side of a rule that matches a name."""
+
+    rule: int
+    side: int
+    bound: dict[str, Value]
+
+
+class Index:
+    """Templates, found by the names that they match.
+
+    Literal templates are looked up. For the others names are first told apart by what they are without their
+    digits: the templates that can match are found once for all names that are equal so.
+    """
+
+    def __init__(self) -> None:
+        self.literal: dict[str, list[Hit]] = {}
+        self.open: list[tuple[int, int, Matcher]] = []
+        self.candidates: dict[str, list[tuple[int, int, Matcher]]] = {}
+
+    def add(self, rule: int, side: int, matcher: Matcher) -> None:
+        literal = matcher.template.literal
+        if literal is not None:
+            self.literal.setdefault(literal, []).append(Hit(rule, side, {}))
+        else:
+            self.open.append((rule, side, matcher))
+
+    def hits(self, name: str) -> list[Hit]:
+        """Every side that matches the name."""
+        key = name.translate(_NO_DIGITS)
+        able = self.candidates.get(key)
+        if able is None:
+            able = [entry for entry in self.open if entry[2].loose.fullmatch(key)]
+            self.candidates[key] = able
+        found = self.literal.get(name)
+        hits = list(found) if found else []
+        for rule, side, matcher in able:
+            bound = matcher.match(name)
+            if bound is not None:
+                hits.append(Hit(rule, side, bound))
+        return hits
+
+
+def nearest(name: str, others: Iterable[str], most: int = 2) -> list[str]:
+    """Names that differ little from one."""
+    from difflib import get_close_matches
+    from itertools import islice
+
+    length = len(name)
+    near = (other for other in others if abs(len(other) - length) <= max(8, length // 2))
+    return get_close_matches(name[:200], list(islice(near, 2_000)), most, 0.75)

@@ -1,0 +1,499 @@
+"""Applying rules to a graph: match every name, prove that all is accounted for, compose the new tensors lazily.
+
+Nothing is read: shapes and dtypes of all results are known when this ends, and every problem is told at once.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from ckptkit.core.errors import CkptError
+from ckptkit.core.findings import Finding
+from ckptkit.core.graph import TensorGraph
+from ckptkit.core.tensor import Tensor
+from ckptkit.ops import values as arithmetic
+from ckptkit.rules import coupled, outcome
+from ckptkit.rules.expressions import Bound, Expression, Value
+from ckptkit.rules.language import Parsed
+from ckptkit.rules.matching import Hit, Index, nearest
+from ckptkit.rules.model import Made, Op, Rule, Side
+from ckptkit.rules.operations import JOINS, OPERATIONS, split, unstack
+from ckptkit.rules.outcome import Product, Rewrite, RulesError
+from ckptkit.rules.template import Matcher, option
+from ckptkit.rules.values import Sizes, Values
+
+FILLED = 1_000_000  # tensors that one fill may make
+
+
+def rewrite(parsed: Parsed, graph: TensorGraph, given: Mapping[str, str | int]) -> Rewrite:
+    """Raises RulesError with every problem."""
+    found, findings = prove(parsed, graph, given)
+    if found is None:
+        raise RulesError(findings)
+    return found
+
+
+def prove(
+    parsed: Parsed, graph: TensorGraph, given: Mapping[str, str | int]
+) -> tuple[Rewrite | None, list[Finding]]:
+    """The new graph, if there are no errors among the findings."""
+    try:
+        env = Values(graph, parsed.let, parsed.tables, given)
+        if parsed.done is not None and parsed.done.value(env):
+            note = Finding(
+                "already-converted", "note", parsed.name, "the names are converted already; nothing was done"
+            )
+            return outcome.unchanged(graph, note), [note]
+    except CkptError as error:
+        return None, [_problem(error, parsed.name)]
+    return _Proof(parsed, graph, env).run()
+
+
+def _problem(error: CkptError, where: str, what: str = "") -> Finding:
+    message = f"{what}: {error.message}" if what else error.message
+    return Finding(error.code, "error", error.where or where, message, error.hint or "")
+
+
+class _Key(NamedTuple):
+    """A source's place in its group: the side, and the values of the holes that joins run over."""
+
+    side: int
+    over: tuple[Value, ...]
+
+
+@dataclass(slots=True)
+class _Group:
+    """The sources that make one result."""
+
+    bound: dict[str, Value]
+    names: dict[_Key, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Proof:
+    parsed: Parsed
+    graph: TensorGraph
+    env: Values
+    findings: list[Finding] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rules = self.parsed.rules
+        self.known = {*self.parsed.let, *self.parsed.tables, "config"}
+        self.order = {name: place for place, name in enumerate(self.graph)}
+        self.index = Index()
+        self.off: set[int] = set()  # rules whose guard does not hold
+        self.guarded: dict[int, tuple[Expression, ...]] = {}  # rules whose guard asks about the name
+        self.used: set[int] = set()
+        self.groups: dict[int, dict[tuple[Value, ...], _Group]] = {}
+        self.holes: dict[int, tuple[list[str], list[str]]] = {}  # rule → its own holes, those of its joins
+        self.equal: dict[str, list[str]] = {}  # source → dropped ones that must equal it
+        self.dropped: list[str] = []
+        self.taken: dict[str, int] = {}  # source → the rule that takes it
+
+    def run(self) -> tuple[Rewrite | None, list[Finding]]:
+        for number, rule in enumerate(self.rules):
+            self.prepare(number, rule)
+        left = [] if self.findings else self.match()
+        if not self.findings:
+            left = coupled.follow(self.graph, left, self.taken, self.rules, self.products, self.dropped)
+            self.leftover(left)
+            self.compose()
+            self.check_rules()
+            self.collisions()
+        if any(finding.severity == "error" for finding in self.findings):
+            return None, self.findings
+        self.products.sort(key=lambda product: product.place)
+        return outcome.rewritten(self.graph, self.products, self.dropped, self.findings), self.findings
+
+    def error(self, code: str, where: str, message: str, hint: str = "") -> None:
+        self.findings.append(Finding(code, "error", where, message, hint))
+
+    # before the names
+
+    def prepare(self, number: int, rule: Rule) -> None:
+        own = {name for side in rule.sources for name in side.template.names} - self.known
+        asks = []
+        try:
+            for guard in rule.when:
+                free = guard.names | {name for call in guard.calls for name in _holes(call.template)}
+                if free & own:
+                    asks.append(guard)
+                elif not guard.value(self.env):
+                    self.off.add(number)
+                    return
+            joined = [str(step.args["over"]) for step in rule.joins if "over" in step.args]
+            self.holes[number] = (sorted(own - set(joined)), joined)
+            for place, side in enumerate(rule.sources):
+                self.index.add(number, place, Matcher(side.template, self.env, self.known))
+        except CkptError as error:
+            self.findings.append(_problem(error, rule.where))
+        if asks:
+            self.guarded[number] = tuple(asks)
+
+    # names
+
+    def match(self) -> list[str]:
+        """Give every name to its rule; the names that no rule speaks of."""
+        left = []
+        shared = frozenset(n for n, rule in enumerate(self.rules) if rule.kind == "shared")
+        for name in self.graph:
+            try:
+                hits = self.index.hits(name)
+            except CkptError as error:
+                self.findings.append(_problem(error, self.parsed.name, name))
+                break
+            if self.guarded:
+                hits = [hit for hit in hits if self.holds(hit)]
+            if not hits:
+                left.append(name)
+                continue
+            if len(hits) > 1:
+                several = any(hit.rule in shared for hit in hits)
+                self.used.update(hit.rule for hit in hits)
+                hits = [hit for hit in hits if hit.rule not in shared]
+                if len(hits) > 1 and not several:
+                    self.overlap(name, hits)
+                    continue
+            for hit in hits:
+                self.take(name, hit)
+        return left
+
+    def holds(self, hit: Hit) -> bool:
+        guards = self.guarded.get(hit.rule, ())
+        try:
+            return all(guard.value(Bound(self.env, hit.bound)) for guard in guards)
+        except CkptError as error:
+            self.findings.append(_problem(error, self.rules[hit.rule].where))
+            return False
+
+    def overlap(self, name: str, hits: Sequence[Hit]) -> None:
+        rules = [self.rules[hit.rule] for hit in hits]
+        if len({rule.where for rule in rules}) == 1:
+            message = f"{name!r} is matched twice by one rule: {rules[0]}"
+        else:
+            message = f"{name!r} is matched by two rules: {rules[0]} and {rules[1].where}: {rules[1]}"
+        if sum(f.code == "rule-overlap" for f in self.findings) < _TOLD:
+            hint = "give each name to one rule, or declare it shared"
+            self.error("rule-overlap", rules[0].where, message, hint)
+
+    def take(self, name: str, hit: Hit) -> None:
+        rule = self.rules[hit.rule]
+        self.used.add(hit.rule)
+        if rule.kind == "shared":
+            self.error("rule-incomplete", rule.where, f"{name!r} is shared, but no rule takes it")
+            return
+        self.taken[name] = hit.rule
+        if rule.kind == "drop":
+            self.dropped.append(name)
+            if rule.other is not None:
+                self.same_as(name, rule, hit.bound)
+            return
+        bound = hit.bound
+        if rule.renames:
+            side = rule.targets[0]
+            try:
+                new = side.template.fill(bound, self.env)
+            except CkptError as error:
+                self.findings.append(_problem(error, rule.where, name))
+                return
+            self.products.append(Product(self.order[name], new, (name,), rule.where))
+            return
+        own, joined = self.holes[hit.rule]
+        key = tuple([bound.get(hole) for hole in own])
+        group = self.groups.setdefault(hit.rule, {}).setdefault(key, _Group(bound))
+        place = _Key(hit.side, tuple([bound[hole] for hole in joined]))
+        if place in group.names:
+            self.error(
+                "rule-overlap", rule.where, f"{group.names[place]!r} and {name!r} take one place of {rule}"
+            )
+        group.names[place] = name
+
+    def same_as(self, name: str, rule: Rule, bound: Mapping[str, Value]) -> None:
+        assert rule.other is not None
+        try:
+            other = rule.other.fill(bound, self.env)
+        except CkptError as error:
+            self.findings.append(_problem(error, rule.where, name))
+            return
+        if other in self.graph:
+            self.equal.setdefault(other, []).append(name)
+        else:
+            self.error("rule-incomplete", rule.where, f"{name!r} must equal {other!r}, which is not there")
+
+    def leftover(self, names: Sequence[str]) -> None:
+        """What no rule takes is kept, or an error for each kind of name."""
+        if self.parsed.keep_others:
+            self.products += [Product(self.order[name], name, (name,), "") for name in names]
+            return
+        kinds: dict[str, list[str]] = {}
+        for name in names:
+            kinds.setdefault("".join("#" if c.isdigit() else c for c in name), []).append(name)
+        templates = [side.template.text for rule in self.rules for side in rule.sources]
+        for count, alike in enumerate(kinds.values()):
+            more = f" and {len(alike) - 1} more of its kind" if len(alike) > 1 else ""
+            near = nearest(alike[0], templates) if count < _TOLD else []
+            hint = (
+                f"nearest: {', '.join(near)}"
+                if near
+                else "drop it, name its target, or set keep_others: true"
+            )
+            self.error("rule-leftover", self.parsed.name, f"no rule speaks of {alike[0]!r}{more}", hint)
+
+    def check_rules(self) -> None:
+        for number, rule in enumerate(self.rules):
+            silent = number not in self.used and number not in self.off and rule.kind not in ("fill", "tie")
+            if silent and not rule.optional:
+                near = nearest(rule.sources[0].template.text, self.graph)
+                hint = f"nearest: {', '.join(near)}" if near else "optional: true allows that"
+                self.error("rule-unmatched", rule.where, f"no name matches {rule}", hint)
+
+    def collisions(self) -> None:
+        """Each name must be made once; the tie rules come last, as they speak of what was made."""
+        made: dict[str, Product] = {}
+        for product in self.products:
+            before = made.setdefault(product.name, product)
+            if before is not product:
+                sources = " and ".join(repr(p.sources[0]) if p.sources else p.rule for p in (before, product))
+                self.error(
+                    "name-collision",
+                    product.rule or self.parsed.name,
+                    f"{sources} both become {product.name!r}",
+                )
+        for number, rule in enumerate(self.rules):
+            if rule.kind == "tie" and number not in self.off:
+                self.tie(rule, made)
+
+    def tie(self, rule: Rule, made: dict[str, Product]) -> None:
+        assert rule.other is not None
+        matcher = Matcher(rule.other, self.env, self.known)
+        found = [
+            (product, bound)
+            for product in list(made.values())
+            if (bound := matcher.match(product.name)) is not None
+        ]
+        if not found and not rule.optional:
+            self.error("rule-unmatched", rule.where, f"no target {rule.other.text!r} to tie {rule} to")
+        for product, bound in found:
+            name = rule.targets[0].template.fill(bound, self.env)
+            if name in made:
+                self.error("name-collision", rule.where, f"{name!r} is made already and cannot be tied")
+                continue
+            made[name] = product._replace(
+                name=name, place=product.place + 0.5, rule=rule.where, operations=("tie",)
+            )
+            self.products.append(made[name])
+
+    # tensors
+
+    def compose(self) -> None:
+        for number, groups in self.groups.items():
+            rule = self.rules[number]
+            for group in groups.values():
+                try:
+                    self.products += _Maker(self, number, group).make()
+                except CkptError as error:
+                    what = next(iter(group.names.values()))
+                    self.findings.append(_problem(error, rule.where, what))
+        for number, rule in enumerate(self.rules):
+            if rule.made is not None and number not in self.off:
+                try:
+                    self.products += self.fill(rule, rule.made)
+                except CkptError as error:
+                    self.findings.append(_problem(error, rule.where))
+        for place, product in enumerate(self.products):
+            if self.equal and product.tensor is None and product.sources[0] in self.equal:
+                self.products[place] = product._replace(tensor=self.source(product.sources[0]))
+
+    def fill(self, rule: Rule, made: Made) -> Iterator[Product]:
+        counts = {hole: count.integer(self.env) for hole, count in made.over.items()}
+        shape = tuple(size.integer(self.env) for size in made.shape)
+        total = 1
+        for count in counts.values():
+            total *= count
+        if min((*shape, *counts.values()), default=0) < 0 or total > FILLED:
+            raise CkptError("rule-value", f"a fill of {total} tensors of shape {list(shape)}")
+        kind: Any = made.value if made.value in ("arange", "causal", "eye") else "constant"
+        number = float(made.value) if kind == "constant" else 0
+        template = rule.targets[0].template
+        for bound in _indices(counts):
+            tensor = arithmetic.fill(made.dtype, shape, kind, number)
+            name = template.fill(bound, self.env)
+            yield Product(len(self.order), name, (), rule.where, (f"fill({made.value})",), tensor)
+
+    def source(self, name: str) -> Tensor:
+        """A tensor of the graph, which is compared with those dropped as its copies."""
+        tensor = self.graph[name]
+        copies = self.equal.get(name)
+        return arithmetic.same([tensor, *(self.graph[copy] for copy in copies)]) if copies else tensor
+
+
+_TOLD = 20  # problems of one kind that get a hint of their own
+
+
+def _holes(text: str) -> frozenset[str]:
+    from ckptkit.rules.template import template
+
+    return template(text).names if "{" in text else frozenset()
+
+
+def _indices(counts: Mapping[str, int]) -> Iterator[dict[str, Value]]:
+    from itertools import product
+
+    for index in product(*map(range, counts.values())):
+        yield dict(zip(counts, index, strict=True))
+
+
+class _Maker:
+    """The products of one group of sources."""
+
+    def __init__(self, proof: _Proof, number: int, group: _Group) -> None:
+        self.proof = proof
+        self.rule = rule = proof.rules[number]
+        self.group = group
+        self.bound = {hole: group.bound[hole] for hole in proof.holes[number][0] if hole in group.bound}
+        self.joined = [str(step.args["over"]) for step in rule.joins if "over" in step.args]
+        self.sources: list[str] = []
+
+    def make(self) -> list[Product]:
+        rule = self.rule
+        tensor = self.assemble(len(rule.joins) - 1, {}, 0)
+        tensor = self.apply(rule.ops, tensor, self.bound)
+        place = min(self.proof.order[name] for name in self.group.names.values())
+        sources = tuple(self.sources)
+        products: list[Product] = []
+        for side, part, bound, note in self.spread(tensor, 0, self.bound):
+            part = self.apply(side.ops, part, bound)
+            name = side.template.fill(bound, self.proof.env)
+            notes = (*self.told(), *note, *map(str, side.ops))
+            products.append(Product(place + len(products) / 1e6, name, sources, rule.where, notes, part))
+        return products
+
+    def told(self) -> tuple[str, ...]:
+        rule = self.rule
+        own = [str(op) for side in rule.sources[:1] for op in side.ops]
+        return (*own, *map(str, rule.joins), *map(str, rule.ops))
+
+    # several into one
+
+    def assemble(self, level: int, fixed: dict[str, Value], side: int) -> Tensor:
+        if level < 0:
+            return self.read(side, fixed)
+        step = self.rule.joins[level]
+        args = self.evaluate(step, self.bound)
+        if "over" not in step.args:
+            parts = [self.assemble(level - 1, fixed, place) for place in range(len(self.rule.sources))]
+            self.check_parts(step, args, len(parts))
+            return JOINS[step.name].run(parts, args)
+        hole = str(step.args["over"])
+        parts = [self.assemble(level - 1, {**fixed, hole: value}, side) for value in self.values(hole, args)]
+        return JOINS[step.name].run(parts, args)
+
+    def values(self, hole: str, args: Mapping[str, Any]) -> list[Value]:
+        """The values that a join runs over, in order."""
+        for side in self.rule.sources:
+            for found in side.template.holes:
+                if found.name == hole and found.kind in ("one", "map"):
+                    values = [option(text) for text in found.options]
+                    self.check_parts(None, args, len(values))
+                    return values
+        place = self.joined.index(hole)
+        start = args.get("start", 0)
+        numbers = sorted({key.over[place] for key in self.group.names})
+        wanted = list(range(start, start + args.get("parts", len(numbers))))
+        if numbers != wanted:
+            missing = sorted(set(range(start, max(numbers) + 1)) - set(numbers))
+            gap = (
+                f"{hole} = {missing[0]} is missing"
+                if missing
+                else f"{len(numbers)} where {len(wanted)} were stated"
+            )
+            raise CkptError(
+                "rule-gap", f"the numbers of {{{hole}}} do not run from {start} without gaps: {gap}"
+            )
+        return list(numbers)
+
+    def check_parts(self, step: Op | None, args: Mapping[str, Any], count: int) -> None:
+        if args.get("parts", count) != count:
+            raise CkptError("rule-incomplete", f"{count} parts where {args['parts']} were stated")
+
+    def read(self, place: int, fixed: dict[str, Value]) -> Tensor:
+        side = self.rule.sources[place]
+        name = self.group.names.get(_Key(place, tuple(fixed[hole] for hole in self.joined)))
+        bound = {**self.bound, **fixed}
+        if name is None:
+            wanted = side.template.fill(bound, self.proof.env)
+            raise CkptError("rule-incomplete", f"{wanted!r} is missing for {self.rule}")
+        self.sources.append(name)
+        return self.apply(side.ops, self.proof.source(name), bound)
+
+    # one into several
+
+    def spread(
+        self, tensor: Tensor, level: int, bound: dict[str, Value]
+    ) -> Iterator[tuple[Side, Tensor, dict[str, Value], tuple[str, ...]]]:
+        rule = self.rule
+        if level == len(rule.splits):
+            for side in rule.targets:
+                yield side, tensor, bound, ("copy",) if len(rule.targets) > 1 else ()
+            return
+        step = rule.splits[level]
+        args = self.evaluate(step, bound, tensor)
+        if "over" not in step.args:
+            for place, (side, part) in enumerate(
+                zip(rule.targets, self.parts(step, args, tensor, len(rule.targets)), strict=True)
+            ):
+                yield side, part, bound, (f"{step}[{place}]",)
+            return
+        hole = str(step.args["over"])
+        values = self.targets_of(hole, step, args, tensor)
+        for value, part in zip(values, self.parts(step, args, tensor, len(values)), strict=True):
+            for side, piece, inner, notes in self.spread(part, level + 1, {**bound, hole: value}):
+                yield side, piece, inner, (f"{step}[{value}]", *notes)
+
+    def targets_of(self, hole: str, step: Op, args: Mapping[str, Any], tensor: Tensor) -> list[Value]:
+        for side in self.rule.targets:
+            for found in side.template.holes:
+                if found.name == hole and found.kind in ("one", "map"):
+                    return [option(text) for text in found.options]
+        start = args.get("start", 0)
+        if "parts" in args:
+            count = args["parts"]
+        elif step.name == "unstack":
+            from ckptkit.ops.layout import axis
+
+            count = tensor.shape[axis(tensor, args["dim"])]
+        else:
+            raise CkptError("rule-invalid", f"split over {hole} does not say into how many parts")
+        if not 0 <= count <= FILLED:
+            raise CkptError("rule-value", f"{count} parts")
+        return list(range(start, start + count))
+
+    def parts(self, step: Op, args: Mapping[str, Any], tensor: Tensor, count: int) -> list[Tensor]:
+        if step.name == "split":
+            return split(tensor, args["dim"], count, args.get("sizes", "equal"))
+        from ckptkit.ops.layout import axis
+
+        size = tensor.shape[axis(tensor, args["dim"])]
+        if size != count:
+            raise CkptError("op-shape", f"a dimension of size {size} gives no {count} tensors")
+        return [unstack(tensor, args["dim"], index) for index in range(size)]
+
+    # operations
+
+    def apply(self, ops: Sequence[Op], tensor: Tensor, bound: Mapping[str, Value]) -> Tensor:
+        for op in ops:
+            tensor = OPERATIONS[op.name].run(tensor, self.evaluate(op, bound, tensor))
+        return tensor
+
+    def evaluate(self, op: Op, bound: Mapping[str, Value], tensor: Tensor | None = None) -> dict[str, Any]:
+        env = Bound(self.proof.env, bound) if tensor is None else Sizes(self.proof.env, bound, tensor)
+        found: dict[str, Any] = {}
+        for key, value in op.args.items():
+            if isinstance(value, Expression):
+                found[key] = value.integer(env)
+            elif isinstance(value, tuple):
+                found[key] = tuple([item.integer(env) for item in value])
+            else:
+                found[key] = value
+        return found

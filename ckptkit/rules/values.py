@@ -1,0 +1,164 @@
+"""What names and questions in rules mean for one checkpoint: `let`, tables, config files, shapes, presence."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ckptkit.core.budgets import DEFAULT_BUDGETS
+from ckptkit.core.errors import CkptError
+from ckptkit.core.files import File
+from ckptkit.core.graph import TensorGraph
+from ckptkit.core.tensor import Tensor
+from ckptkit.format import strict_json
+from ckptkit.rules.expressions import Bound, Environment, Expression, Value
+from ckptkit.rules.template import Matcher, template
+
+_CONFIGS = ("config.json", "params.json")
+_DEEPEST = 32  # names under let that need each other
+
+
+class Values:
+    """The environment of a rule file over a graph. Values are worked out when they are asked for, once."""
+
+    def __init__(
+        self,
+        graph: TensorGraph,
+        let: Mapping[str, tuple[Expression, ...]],
+        tables: Mapping[str, Value],
+        given: Mapping[str, str | int],
+    ) -> None:
+        unknown = sorted(set(given) - set(let))
+        if unknown:
+            raise CkptError(
+                "rule-value",
+                f"the rules declare no {', '.join(unknown)}",
+                None,
+                f"declared under let: {', '.join(sorted(let))}" if let else "they declare no names",
+            )
+        self.graph = graph
+        self.let = let
+        self.tables = tables
+        self.known: dict[str, Value] = {name: _number(text) for name, text in given.items()}
+        self.depth = 0
+        self._config: dict[str, Any] | None = None
+
+    def value(self, name: str) -> Value:
+        if name in self.known:
+            return self.known[name]
+        if name in self.tables:
+            return self.tables[name]
+        if name.startswith("config."):
+            return self._setting(name.removeprefix("config."))
+        if name not in self.let:
+            raise CkptError("rule-value", f"{name} has no value here")
+        if self.depth > _DEEPEST:
+            raise CkptError("rule-value", f"{name} is defined by itself")
+        self.depth += 1
+        reasons = []
+        try:
+            for alternative in self.let[name]:
+                try:
+                    found = alternative.value(self)
+                except CkptError as error:
+                    reasons.append(error.message)
+                    continue
+                if found is not None:
+                    self.known[name] = found
+                    return found
+        finally:
+            self.depth -= 1
+        raise CkptError(
+            "rule-value", f"{name} has no value: {'; '.join(reasons[:3])}", None, f"--let {name}=… states it"
+        )
+
+    def call(self, function: str, text: str, dim: int | None) -> Value:
+        if function == "dim":
+            assert dim is not None
+            return size(self._named(text), text, dim)
+        if function == "count":
+            return self._count(text)
+        there = self._present(text)
+        return there if function == "present" else not there
+
+    def _named(self, text: str) -> Tensor:
+        found = self.graph.get(text)
+        if found is None and "{" in text:
+            literal = template(text).literal
+            found = self.graph.get(literal) if literal is not None else None
+        if found is None:
+            raise CkptError("rule-value", f"there is no tensor {text!r} to take a size of")
+        return found
+
+    def _present(self, text: str) -> bool:
+        found = template(text)
+        if found.literal is not None:
+            return found.literal in self.graph
+        matcher = Matcher(found, self, (*self.let, *self.tables))
+        return any(map(matcher.pattern.fullmatch, self.graph))
+
+    def _count(self, text: str) -> int:
+        found = template(text)
+        numbers = [hole for hole in found.holes if hole.name]
+        if len(numbers) != 1 or len(found.holes) != 1:
+            raise CkptError("rule-value", f"count needs one hole to count: {text!r}")
+        matcher = Matcher(found, self, ())
+        beginning = re.compile(matcher.pattern.pattern + r"(?:[./].*)?", re.DOTALL)
+        counted = {match[1] for match in map(beginning.fullmatch, self.graph) if match}
+        if not counted:
+            raise CkptError("rule-value", f"no name begins with {text}")
+        return len(counted)
+
+    def _setting(self, path: str) -> Value:
+        if self._config is None:
+            self._config = _configuration(self.graph.origin.path)
+        found: Any = self._config
+        for key in path.split("."):
+            if not isinstance(found, dict) or key not in found:
+                raise CkptError(
+                    "rule-value", f"no config.json or params.json beside the checkpoint has {path!r}"
+                )
+            found = found[key]
+        if isinstance(found, dict):
+            raise CkptError("rule-value", f"config.{path} is no single value")
+        return found
+
+
+def size(tensor: Tensor, name: str, dim: int) -> int:
+    """A size of a tensor; `dim` may count from the end."""
+    rank = len(tensor.shape)
+    if not -rank <= dim < rank:
+        raise CkptError(
+            "rule-value", f"{name or 'the tensor'} has shape {list(tensor.shape)} and no dimension {dim}"
+        )
+    return tensor.shape[dim]
+
+
+class Sizes(Bound):
+    """An environment in which `dim(D)` asks about one tensor."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, outer: Environment, bound: Mapping[str, Value], tensor: Tensor) -> None:
+        super().__init__(outer, bound)
+        self.tensor = tensor
+
+    def call(self, function: str, template: str, dim: int | None) -> Value:
+        if function == "dim" and not template and dim is not None:
+            return size(self.tensor, "", dim)
+        return super().call(function, template, dim)
+
+
+def _number(text: str | int) -> Value:
+    return int(text) if isinstance(text, str) and re.fullmatch(r"-?[0-9]{1,18}", text) else text
+
+
+def _configuration(path: str) -> dict[str, Any]:
+    """The settings beside a checkpoint; those of config.json count before those of params.json."""
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    found: dict[str, Any] = {}
+    for name in _CONFIGS:
+        place = os.path.join(folder, name)
+        if os.path.isfile(place):
+            found = {**strict_json.load(File.at(place), DEFAULT_BUDGETS.index_bytes), **found}
+    return found
