@@ -93,6 +93,7 @@ def _json(found: Diff, chosen: dict[str, Any]) -> Iterator[str]:
             "b": found.b,
             "read": found.read,
             "tolerance": found.tolerance,
+            "unrelated": found.unrelated,
             "identical": found.identical,
             "close": [e.name for e in found.entries if e.status == "close"],
             "added": found.added,

@@ -28,7 +28,8 @@ NUMBERS = {"numpy", "ml_dtypes"}
 COMMANDS = ("inspect", "show", "diff", "digest", "convert", "formats")
 INPUTS = ("x.safetensors", "x.pt", "x.onnx")
 
-# (command line, heavy packages it may load, exit code). x.* are the samples, changed.pt is x.pt with another bias, lfs.bin a git-LFS pointer.
+# (command line, heavy packages it may load, exit code). x.* are the samples, changed.pt is x.pt
+# with another bias, lfs.bin a git-LFS pointer.
 CASES: list[tuple[str, set[str], int]] = [
     ("--help", NONE, 0),
     ("--version", NONE, 0),

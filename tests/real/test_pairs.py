@@ -49,7 +49,7 @@ def test_an_onnx_file_with_the_weights_of_a_pth() -> None:
     assert {r.how for r in simplified.renamed} == {"folded"}
     assert set(simplified.removed) <= simplified.constants
     other = ck.diff(pth, data("slim_face", "version-slim-640.pth"))
-    assert other.identical == 0
+    assert (other.identical, other.unrelated, found.unrelated) == (0, True, False)
 
 
 def test_weights_inside_subgraphs_and_other_weights_of_the_same_shapes() -> None:
@@ -63,6 +63,7 @@ def test_weights_inside_subgraphs_and_other_weights_of_the_same_shapes() -> None
     for name in ("silero_vad_16k.safetensors", "silero_vad_half.onnx"):
         found = ck.diff(jit, data(*SILERO, name))
         assert [r.sources for r in found.renamed] == [("_model.stft.forward_basis_buffer",)], name
+        assert found.unrelated, name
 
 
 def test_versions_and_folds_of_one_model() -> None:

@@ -229,6 +229,8 @@ def test_exactly_the_trained_layers_are_reported(tmp_path: Path) -> None:
     found = ck.diff(tmp_path / "base.pt", tmp_path / "tuned.pt")
     assert kinds(found) == dict.fromkeys(trained, ("values",))
     assert found.identical == len(model.state_dict()) - 3
+    assert (set(found.trained), len(found.frozen)) == (trained, found.identical)
+    assert not found.unrelated
     for entry in found.changed.values():
         assert entry.values is not None
         assert 0 < entry.values.max_abs < 0.01

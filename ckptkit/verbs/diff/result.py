@@ -1,10 +1,13 @@
 """What diff returns: values, whose rendering is the command line's work."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from ckptkit.match.values import Tolerance, Values
+
+SIMILAR = 0.9  # cosine; what was trained from one start is far above, what was not far below
 
 Kind = Literal["dtype", "shape", "values", "tie"]
 Status = Literal["equal", "close", "unread", "changed", "added", "removed"]
@@ -149,6 +152,37 @@ class Diff:
     def identical(self) -> int:
         """How many names hold the same bits on both sides (the same dtype and shape, if values were not read)."""
         return sum(e.status in ("equal", "unread") for e in self.entries)
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Names whose values changed in another way than by a change of dtype or layout."""
+        return tuple(e.name for e in self.entries if "values" in e.kinds and not e.how)
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Names in both with the same values, in whatever dtype; empty if values were not read."""
+        if not self.read:
+            return ()
+        same = (e for e in self.entries if e.a and e.b and "shape" not in e.kinds)
+        return tuple(e.name for e in same if "values" not in e.kinds or e.how)
+
+    @property
+    def unrelated(self) -> bool:
+        """Whether the two hold other weights in much the same shapes: hardly any equal, similar or found again."""
+        alike, unlike = len(self.renamed), 0
+        looks: dict[Status, Counter[tuple[object, ...]]] = {"added": Counter(), "removed": Counter()}
+        for entry in self.entries:
+            spec = entry.b or entry.a
+            if spec is None or spec.shape in ((), (1,)) or entry.name in self.constants:
+                continue
+            if entry.status in looks:
+                looks[entry.status][spec[:2]] += 1
+            elif entry.values is None or entry.how or (entry.values.cosine or 0.0) > SIMILAR:
+                alike += 1
+            else:
+                unlike += 1
+        unlike += (looks["added"] & looks["removed"]).total()
+        return self.read and unlike > max(1, 3 * alike)
 
     def _counts(self, entry: Entry) -> bool:
         if entry.status in ("added", "removed"):
