@@ -22,6 +22,7 @@ class Budgets:
     pickle_bytes: int = 1_000 * MB  # one pickle stream, inflated
     inflate_ratio: int = 1_100  # inflated : deflated (DEFLATE itself tops out near 1,032)
     inflate_bytes: int = 64_000 * MB  # one inflated archive member
+    unpacked_bytes: int = 128 * MB  # what one scan holds of compressed members together
 
 
 DEFAULT_BUDGETS = Budgets()

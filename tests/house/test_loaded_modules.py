@@ -25,7 +25,7 @@ HEAVY = {
 
 NONE: set[str] = set()
 NUMBERS = {"numpy", "ml_dtypes"}
-COMMANDS = ("inspect", "show", "diff", "digest", "convert", "formats")
+COMMANDS = ("inspect", "show", "diff", "digest", "scan", "convert", "formats")
 INPUTS = ("x.safetensors", "x.pt", "x.onnx")
 
 # (command line, heavy packages it may load, exit code). x.* are the samples, changed.pt is x.pt
@@ -59,6 +59,10 @@ CASES: list[tuple[str, set[str], int]] = [
     ("digest x.pt --json", {"blake3"}, 0),
     ("digest --textconv x.onnx", {"blake3"}, 0),
     ("digest --textconv lfs.bin", NONE, 0),
+    *((f"scan {path}", NONE, 0) for path in INPUTS),
+    ("scan x.pt --json", NONE, 0),
+    ("scan x.pt --format sarif", NONE, 0),
+    ("scan lfs.bin", NONE, 2),
     ("convert x.pt y.safetensors", NONE, 0),
     ("convert x.pt y.pt", NONE, 0),
     ("convert x.safetensors y.pt", NONE, 0),

@@ -1,0 +1,129 @@
+"""`ckptkit scan`: what would run, were it loaded unsafely."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ckptkit.cli import options, report
+from ckptkit.cli.text import Terminal, clean, emit, plural
+from ckptkit.core.errors import CkptError
+
+if TYPE_CHECKING:
+    from ckptkit.verbs.scan import ScanReport
+    from ckptkit.verbs.scan.report import Kind
+
+_SHOWN = 40  # findings of one path that are printed one by one
+_CODES = {"clean": 0, "unsafe": 1, "unread": 2}
+_COLOURS = {"unsafe": "red", "unread": "yellow", "clean": "bold"}
+_WORDS: "dict[Kind, str]" = {
+    "code": "of code that would run", "unknown": "of unknown classes or operators", "trick": "of tricks",
+    "unread": "of parts not read",
+}  # fmt: skip
+
+
+@click.command(
+    epilog=options.examples(
+        "ckptkit scan model.pt",
+        "ckptkit scan downloads/ --format sarif > scan.sarif",
+        "ckptkit scan model.ckpt --allow project.config.Config",
+    )
+)
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path())
+@click.option("--crc", is_flag=True, help="Compare members of zip archives with their checksums; reads all.")
+@click.option(
+    "--allow", metavar="NAME", multiple=True, help="A class (module.name) to take for data. Repeatable."
+)
+@options.output("text", "json", "sarif")
+@options.quiet
+def command(paths: tuple[str, ...], crc: bool, allow: tuple[str, ...], style: str | None, quiet: bool) -> int:
+    """What would run, were a file loaded unsafely: calls in pickles, tricks in archives, ways out of the folder.
+
+    Nothing is run to find out. Folders are scanned with all below them. What is not known to be data is at least
+    unknown. Exit code 0: clean; 1: unsafe; 2: some of it could not be read, which is not clean either.
+    """
+    from ckptkit.verbs.scan import scan
+
+    reports: list[ScanReport] = []
+    start, between, end = ("[", ",\n", "]\n") if style == "json" and len(paths) > 1 else ("", "", "")
+    code = 0
+    for position, path in enumerate(paths):
+        sys.stdout.write(between if position else start)
+        try:
+            found = scan(path, crc=crc, allow=allow)
+        except CkptError as error:
+            code = 2
+            _failed(error, path, style)
+            continue
+        code = max(code, _CODES[found.verdict])
+        if style == "sarif":
+            reports.append(found)
+        elif style == "json":
+            from ckptkit.cli import jsontext
+
+            sys.stdout.write(jsontext.dumps(_document(found)) + "\n")
+        else:
+            emit(_text(found, Terminal.of(sys.stdout), quiet))
+    sys.stdout.write(end)
+    if style == "sarif":
+        from ckptkit.cli import jsontext, sarif
+
+        results = (sarif.result(finding, found.path) for found in reports for finding in found.findings)
+        sys.stdout.write(jsontext.dumps(sarif.document(results)) + "\n")
+    return code
+
+
+def _failed(error: CkptError, path: str, style: str | None) -> None:
+    if style == "json":
+        from ckptkit.cli import jsontext
+
+        sys.stdout.write(jsontext.error(error, path) + "\n")
+    else:
+        sys.stdout.flush()
+        report(error)
+
+
+def _text(found: "ScanReport", terminal: Terminal, quiet: bool) -> Iterator[str]:
+    """The verdict with what it rests on, then each finding."""
+    counts = Counter(finding.kind for finding in found.findings)
+    facts = [clean(found.path)]
+    facts += [f"{counts[kind]} {words}" for kind, words in _WORDS.items() if counts[kind]]
+    data = sum(named.verdict == "data" for named in found.names)
+    if found.names:
+        facts.append(f"{plural(len(found.names), 'name')}, {data} of them data")
+    if found.files > 1:
+        facts.append(f"{found.files} files and members")
+    key, *more = terminal.fact(found.verdict, facts)
+    yield terminal.paint(key, _COLOURS[found.verdict]) if terminal.colour else key
+    yield from more
+    if quiet:
+        return
+    for finding in found.findings[:_SHOWN]:
+        where = finding.where.removeprefix(found.path).lstrip(":, /") or finding.where
+        yield from terminal.prose(finding.kind, f"{clean(finding.message)} — {clean(where)}")
+    if len(found.findings) > _SHOWN:
+        yield from terminal.prose("", f"and {len(found.findings) - _SHOWN} more, which --json lists")
+
+
+def _document(found: "ScanReport") -> dict[str, Any]:
+    return {
+        "schema": "ckptkit.scan/1",
+        "path": found.path,
+        "verdict": found.verdict,
+        "findings": [
+            {
+                "code": f.code,
+                "severity": f.severity,
+                "kind": f.kind,
+                "where": f.where,
+                "message": f.message,
+                "name": f.name or None,
+                "called": f.called,
+            }
+            for f in found.findings
+        ],
+        "names": found.names,
+        "files": found.files,
+    }

@@ -1,0 +1,263 @@
+"""What a file is, by content, to each of the loaders that could open it; a file may be several things at once."""
+
+import json
+import os
+from collections.abc import Iterator
+
+from ckptkit.core.errors import CkptError
+from ckptkit.core.files import File, Reader, beside_file, io_error
+from ckptkit.core.options import ReadOptions
+from ckptkit.format import registry
+from ckptkit.format.pytorch.legacy import is_legacy
+from ckptkit.format.pytorch.source import Source, Span
+from ckptkit.format.sniff import Head, is_index, is_onnx, is_safetensors, is_tar
+from ckptkit.verbs.scan.ledger import Ledger
+from ckptkit.verbs.scan.models import Onnx, npy_objects, scan_safetensors
+from ckptkit.verbs.scan.parts import COMPRESSED, head, part, unpack
+from ckptkit.verbs.scan.pickles import Pickles, torch_tar
+from ckptkit.verbs.scan.report import Kind
+from ckptkit.verbs.scan.tars import scan_tar
+from ckptkit.verbs.scan.zips import Zip, is_zip
+
+_DEPTH = 8  # archives within archives
+_CONFIG = 10 << 20
+_NATIVE = (b"\x7fELF", b"MZ\x90\0", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe", b"\xfe\xed\xfa\xcf")
+_PICKLE_SUFFIXES = (".pkl", ".pickle", ".joblib", ".pt", ".pth", ".ckpt", ".bin", ".th", ".dat")
+_PROTOCOLS = (b"\0", b"\1", b"\2", b"\3", b"\4", b"\5")
+# What the reader says of files that it does not read, and the scan does.
+_FOREIGN = ("compressed", "format-unknown", "format-unsupported", "not-a-checkpoint")
+_TRICKS = frozenset(
+    {
+        "duplicate-name", "outside-folder", "tensors-overlap", "zip-ambiguous", "zip-duplicate", "zip-encrypted",
+        "zip-mismatch", "zip-overlap",
+    }
+)  # fmt: skip
+_EVERYTHING = ReadOptions(section="all", ambiguous="all")
+_PLAIN = ("not-a-checkpoint", "format-unknown", "empty-file", "web-page", "lfs-pointer", "zero-filled")
+
+
+class Scanner:
+    """Looks at files and enters what it finds into the ledger."""
+
+    def __init__(self, ledger: Ledger, *, crc: bool) -> None:
+        self.ledger = ledger
+        self.crc = crc
+        self.depth = 0
+
+    def path(self, path: str, *, lenient: bool = False) -> None:
+        """One file; where it is `lenient` (one of a folder), a file that is no checkpoint is passed over."""
+        ledger = self.ledger
+        if not ledger.open(path):
+            return
+        try:
+            file = File.at(path)
+            with file.open() as reader:
+                known = self.content(Span.whole(reader), path, reader)
+            if known:
+                self.read(file, path)
+            else:
+                self.other(file, path, lenient)
+        except CkptError as error:
+            ledger.add("unread", error.code, error.where or path, error.message)
+
+    def read(self, file: File, path: str) -> None:
+        """Let our own reader judge the file too: what it refuses is not clean, whatever the scan saw."""
+        try:
+            registry.identify(file).load().read(path, _EVERYTHING)
+        except CkptError as error:
+            if error.code in _FOREIGN or any(f.code == error.code for f in self.ledger.findings):
+                return
+            kind: Kind = "trick" if error.code in _TRICKS else "unread"
+            self.ledger.add(kind, error.code, error.where or path, error.message)
+
+    def other(self, file: File, path: str, lenient: bool) -> None:
+        """A file that is nothing scanned here: code is told, other formats are unread, the rest has nothing to run."""
+        name = os.path.basename(path).lower()
+        if name.endswith((".json", ".index")) and self.settings(path):
+            return
+        try:
+            registry.identify(file)
+        except CkptError as error:
+            if not lenient or error.code not in _PLAIN or name.endswith(_PICKLE_SUFFIXES):
+                self.ledger.add("unread", error.code, path, error.message)
+            elif name.endswith(".py"):
+                self.ledger.add(
+                    "note", "code-beside", path, "Python code, which runs only where it is trusted"
+                )
+        else:
+            self.ledger.add("unread", "format-unsupported", path, "a format that a scan does not know")
+
+    def settings(self, path: str) -> bool:
+        """A JSON file: an index that leads outside, a configuration that names code. Whether it was read."""
+        try:
+            with open(path, "rb") as stream:
+                raw = stream.read(_CONFIG + 1)
+            found = json.loads(raw) if len(raw) <= _CONFIG else None
+        except (OSError, ValueError, RecursionError):
+            self.ledger.add("unread", "json-invalid", path, "the JSON file cannot be read")
+            return True
+        if not isinstance(found, dict):
+            return True
+        places = found.get("weight_map")
+        for place in dict.fromkeys(places.values()) if isinstance(places, dict) else ():
+            try:
+                if not isinstance(place, str):
+                    raise CkptError("index-invalid", f"names a file by {str(place)[:80]!r}")
+                beside_file(path, place)
+            except CkptError as error:
+                self.ledger.add("trick", error.code, path, error.message)
+        code = found.get("auto_map")
+        if isinstance(code, dict) and code:
+            text = f"would import code of the repository, if that is trusted: {', '.join(map(str, code.values()))[:200]}"
+            self.ledger.add("unknown", "remote-code", path, text)
+        return True
+
+    def inner(self, source: Source, where: str) -> None:
+        """A file within a file, known to be loaded."""
+        if not self.nested(source, where):
+            self.ledger.add("unread", "format-unknown", where, "a file within the file is of no known kind")
+
+    def nested(self, source: Source, where: str) -> bool:
+        if self.depth >= _DEPTH:
+            self.ledger.add("unread", "over-budget", where, f"files are nested deeper than {_DEPTH}")
+            return True
+        self.depth += 1
+        try:
+            return self.content(source, where, None)
+        except CkptError as error:
+            self.ledger.failed(error, where)
+            return True
+        finally:
+            self.depth -= 1
+
+    def content(self, source: Source, where: str, reader: Reader | None) -> bool:
+        """Look at a source as everything that it could be. Whether it is anything."""
+        begin = head(source)
+        found = list(self.readings(source, begin, where, reader))
+        if len(found) > 1:
+            text = f"the file is {' and '.join(found)} at once; which, depends on the reader"
+            self.ledger.add("trick", "polyglot", where, text)
+        return bool(found)
+
+    def readings(self, source: Source, begin: bytes, where: str, reader: Reader | None) -> Iterator[str]:
+        """Each kind of file that this is; it is scanned as that when its name is given."""
+        ledger = self.ledger
+        if is_zip(source):
+            members = list[str]()
+            script = b"constants.pkl" in begin or _mentions(source, b"/constants.pkl")
+
+            def visit(content: Source, place: str, name: str, storage: bool) -> None:
+                members.append(name)
+                self.member(content, place, name, storage, script)
+
+            Zip(source, where, ledger, visit, self.crc).scan()
+            yield "a zip archive"
+        whole = Head(reader) if reader is not None else None
+        fake = whole or _Block(begin, source.size)
+        if is_tar(fake):  # type: ignore[arg-type]
+            scan_tar(source, where, ledger, self.tar_member)
+            yield "a tar archive"
+        if begin.startswith(b"\x93NUMPY"):
+            self.npy(source, where)
+            yield "a numpy array"
+        elif whole is not None and is_safetensors(whole):
+            assert reader is not None
+            scan_safetensors(reader, where, ledger)
+            yield "safetensors"
+            pickles = Pickles(source, where, ledger, self.inner)
+            if _is_pickle(begin) and pickles.look(0).names:  # its length may spell opcodes, by chance or not
+                pickles.all()
+                yield "a pickle"
+        elif is_legacy(begin) or _is_pickle(begin):
+            Pickles(source, where, ledger, self.inner).all()
+            yield "a pickle"
+        elif whole is not None and is_onnx(whole):
+            assert reader is not None
+            Onnx(reader, where, ledger).scan()
+            yield "an ONNX model"
+        elif whole is not None and is_index(whole) and self.settings(where):
+            yield "an index"
+        elif begin.startswith(_NATIVE):
+            ledger.add("code", "native-code", where, "a program or library of native code")
+            yield "native code"
+        else:
+            for magic, make in COMPRESSED:
+                if begin.startswith(magic):
+                    if not self.nested(unpack(source, make, ledger, where), where):
+                        ledger.add(
+                            "unread", "format-unknown", where, "what is compressed in it is of no known kind"
+                        )
+                    yield "a compressed file"
+                    return
+            if begin[:1] not in b"{<#" and Pickles(source, where, ledger, self.inner).quietly():
+                yield "a pickle"
+
+    def member(self, source: Source, where: str, name: str, storage: bool, script: bool) -> None:
+        """A member of a zip archive."""
+        if storage and head(source, 1) != b"\x80":
+            return
+        pickles = Pickles(source, where, self.ledger, self.inner, script=script)
+        if name.endswith(("data.pkl", "constants.pkl")):
+            pickles.all()
+        elif storage:
+            pickles.quietly()
+        elif name.endswith(".debug_pkl"):  # positions in TorchScript code, read by its own loader
+            return
+        elif not self.nested(source, where) and name.endswith((".h5", ".hdf5", *_PICKLE_SUFFIXES)):
+            self.ledger.add("unread", "format-unsupported", where, "a member of a kind that is not scanned")
+
+    def tar_member(self, source: Source, where: str, name: str) -> None:
+        if name in ("storages", "tensors"):
+            torch_tar(source, name, where, self.ledger, self.inner)
+        else:
+            self.nested(source, where)
+
+    def npy(self, source: Source, where: str) -> None:
+        start = npy_objects(source)
+        if start == -1:
+            self.ledger.add("unread", "header-invalid", where, "the header of the numpy array is damaged")
+        elif start is not None:
+            objects = part(source, start, source.size - start)
+            Pickles(objects, f"{where}, objects", self.ledger, self.inner).all()
+
+
+class _Block:
+    """The first bytes of something that is no file of its own, for the sniffers that need no more."""
+
+    def __init__(self, data: bytes, size: int) -> None:
+        self.data = data
+        self.size = size
+
+
+def _is_pickle(begin: bytes) -> bool:
+    return begin[:1] == b"\x80" and begin[1:2] in _PROTOCOLS
+
+
+def _mentions(source: Source, name: bytes) -> bool:
+    tail = min(source.size, 1 << 20)
+    return name in source.read(source.size - tail, tail)
+
+
+def walk_folder(path: str, ledger: Ledger) -> Iterator[str]:
+    """Every file below a folder, links to files included, links to folders not; in order of names."""
+    todo = [path]
+    while todo:
+        folder = todo.pop()
+        try:
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            ledger.failed(io_error(error, folder), folder)
+            continue
+        below = []
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                if entry.name != ".git":
+                    below.append(entry.path)
+            elif entry.is_dir():
+                ledger.add("note", "passed-over", entry.path, "a link to a folder is not followed")
+            elif entry.is_file():
+                yield entry.path
+            else:
+                ledger.add("note", "passed-over", entry.path, "a link that leads nowhere, or no regular file")
+        todo += reversed(below)
