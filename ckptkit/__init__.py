@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     from ckptkit.core.graph import TensorGraph
     from ckptkit.core.tensor import Tensor
     from ckptkit.format import formats, read
+    from ckptkit.rules.outcome import Rewrite
+    from ckptkit.rules.ruleset import Rules
     from ckptkit.verbs.convert import Plan, Receipt, convert, plan, write
     from ckptkit.verbs.diff import Diff, diff
     from ckptkit.verbs.digest import Digest, digest
+    from ckptkit.verbs.scan import ScanReport, scan
 
 _HOME = {
     "Budgets": "ckptkit.core.budgets",
@@ -37,6 +40,9 @@ _HOME = {
     "Finding": "ckptkit.core.findings",
     "Plan": "ckptkit.verbs.convert",
     "Receipt": "ckptkit.verbs.convert",
+    "Rewrite": "ckptkit.rules.outcome",
+    "Rules": "ckptkit.rules.ruleset",
+    "ScanReport": "ckptkit.verbs.scan",
     "Tensor": "ckptkit.core.tensor",
     "TensorGraph": "ckptkit.core.graph",
     "convert": "ckptkit.verbs.convert",
@@ -45,6 +51,7 @@ _HOME = {
     "formats": "ckptkit.format",
     "plan": "ckptkit.verbs.convert",
     "read": "ckptkit.format",
+    "scan": "ckptkit.verbs.scan",
     "write": "ckptkit.verbs.convert",
 }
 
@@ -57,6 +64,9 @@ __all__ = [
     "Finding",
     "Plan",
     "Receipt",
+    "Rewrite",
+    "Rules",
+    "ScanReport",
     "Tensor",
     "TensorGraph",
     "convert",
@@ -65,6 +75,7 @@ __all__ = [
     "formats",
     "plan",
     "read",
+    "scan",
     "write",
 ]
 

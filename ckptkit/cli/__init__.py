@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from ckptkit.cli.text import Terminal, clean, say
+from ckptkit.cli.text import Terminal, clean, finding_text, say
 from ckptkit.core.collector import paused
 from ckptkit.core.errors import CkptError
 from ckptkit.core.files import io_error
@@ -23,7 +23,9 @@ _COMMANDS = {
     "show": "Look",
     "diff": "Compare",
     "digest": "Compare",
+    "scan": "Gate",
     "convert": "Change",
+    "rules": "Change",
     "formats": "About",
 }
 _EPILOG = """\b
@@ -118,6 +120,8 @@ def report(error: CkptError) -> None:
     lines = [f"{terminal.paint(f'error[{error.code}]:', 'red')} {clean(error.message)}{where}"]
     for number, hint in enumerate((error.hint or "").split("\n") if error.hint else ()):
         lines.append(f"{'     ' if number else terminal.paint('hint:', 'bold')} {clean(hint)}")
+    for finding in getattr(error, "findings", ())[1:]:
+        lines.append(f"{terminal.paint(f'error[{finding.code}]:', 'red')} {finding_text(finding)}")
     say(lines)
 
 

@@ -25,9 +25,10 @@ from ckptkit.verbs.diff import Diff, Entry, Spec, diff
 @click.option("--no-values", is_flag=True, help="Compare headers only: names, dtypes, shapes, ties, graph.")
 @click.option("--rtol", type=float, metavar="X", help="Equal within |a − b| ≤ atol + X·|b|.")
 @click.option("--atol", type=float, metavar="X", help="Equal within |a − b| ≤ X + rtol·|b|.")
-@click.option(
-    "--rules", metavar="RULE", multiple=True, help="strip:PREFIX or add:PREFIX, on names of A. Repeatable."
-)
+@options.rules
+@options.let
+@options.reverse
+@options.approximate
 @click.option("--stat", is_flag=True, help="One line per group of modules.")
 @click.option(
     "--sort", type=click.Choice(["file", "name", "change"]), default="file", show_default=True,
@@ -48,9 +49,14 @@ def command(a: str, b: str, style: str | None, **chosen: Any) -> int:
     Lines are: status, name, kinds of change, dtype and shape in A and in B, max |Δ|, separated by tabs.
     """
     with Bar(1, quiet=chosen["quiet"]) as bar:
-        wanted = ("section", "variant", "include", "exclude", "rules", "rtol", "atol")
+        wanted = ("section", "variant", "include", "exclude", "rules", "reverse", "approximate", "rtol", "atol")
         found = diff(
-            a, b, values=not chosen["no_values"], progress=bar.phase, **{key: chosen[key] for key in wanted}
+            a,
+            b,
+            values=not chosen["no_values"],
+            let=dict(chosen["let"]),
+            progress=bar.phase,
+            **{key: chosen[key] for key in wanted},
         )
     emit(_STYLES[style or "text"](found, chosen))
     return int(not found.equal)

@@ -28,13 +28,16 @@ def dumps(value: Any) -> str:
 
 def error(problem: CkptError, path: str | None = None) -> str:
     """A failure as a `ckptkit.error/1` document."""
-    document = {
+    document: dict[str, Any] = {
         "schema": "ckptkit.error/1",
         "code": problem.code,
         "message": problem.message,
         "where": problem.where,
         "hint": problem.hint,
     }
+    findings = getattr(problem, "findings", ())  # of rules, all that is wrong
+    if findings:
+        document["findings"] = findings
     return dumps(document if path is None else {**document, "path": path})
 
 

@@ -17,8 +17,10 @@ class RulesError(CkptError):
     def __init__(self, findings: Sequence[Finding]) -> None:
         self.findings = tuple(finding for finding in findings if finding.severity == "error")
         first = self.findings[0]
-        more = f" (and {len(self.findings) - 1} more problems)" if len(self.findings) > 1 else ""
-        super().__init__(first.code, first.message + more, first.where, first.hint or None)
+        super().__init__(first.code, first.message, first.where, first.hint or None)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{finding.where}: {finding.message}" for finding in self.findings)
 
 
 class Trace(NamedTuple):

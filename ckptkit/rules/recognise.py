@@ -37,7 +37,7 @@ def recognised(
             graph.origin.path,
             "ckptkit rules list names the presets; ckptkit rules check PRESET --on SRC tells what one lacks",
         )
-    ready = "; ".join(f"--rules {label}" for label, _ in found)
+    ready = "\n".join(f"--rules {label}" for label, _ in found)
     raise CkptError("rules-ambiguous", f"{len(found)} presets fit", graph.origin.path, ready)
 
 

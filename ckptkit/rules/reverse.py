@@ -62,7 +62,8 @@ class _Reverser:
             raise RulesError(problems)
         about = f"{self.parsed.about} (reversed)" if self.parsed.about else ""
         let = {name: self.alternatives(values) for name, values in self.parsed.let.items()}
-        return replace(self.parsed, about=about, let=let, done=None, rules=tuple(rules))
+        name = f"{self.parsed.name} (reversed)"
+        return replace(self.parsed, name=name, about=about, let=let, done=None, rules=tuple(rules))
 
     def rule(self, rule: Rule) -> list[Rule]:
         kept = replace(rule, when=tuple(self.guard(guard) for guard in rule.when))

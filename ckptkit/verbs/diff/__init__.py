@@ -17,7 +17,8 @@ from ckptkit.format import read
 from ckptkit.match.compare import differing
 from ckptkit.match.reading import Window, shared
 from ckptkit.match.values import Tolerance, Values, comparable, distance
-from ckptkit.rules.prefix import Prefix
+from ckptkit.rules.follow import follow
+from ckptkit.rules.ruleset import Rules
 from ckptkit.verbs.diff.graphs import others
 from ckptkit.verbs.diff.result import Diff, Entry, Kind, Other, Renamed, Side, Spec, Status
 
@@ -35,7 +36,10 @@ def diff(
     variant: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    rules: Sequence[str] = (),
+    rules: Sequence[str | Rules] = (),
+    let: Mapping[str, str | int] | None = None,
+    reverse: bool = False,
+    approximate: bool = False,
     values: bool = True,
     rtol: float | None = None,
     atol: float | None = None,
@@ -47,7 +51,8 @@ def diff(
         a, b: a path, or a graph as `read` gives it.
         section, variant: as in `read`, for those given as paths.
         include, exclude: shell patterns of tensor names, which select from both.
-        rules: `strip:PREFIX` or `add:PREFIX`, applied in order to the names of A before comparing.
+        rules: rule files, presets, `auto`, `strip:PREFIX` or `add:PREFIX`, applied in order to A before comparing.
+        let, reverse, approximate: as for `ckptkit.convert`.
         values: compare values and look for renamed tensors; else only headers are read.
         rtol, atol: let values be equal that are as close as |a − b| ≤ atol + rtol·|b|, with the defaults 0. Without
             either only equal bits are equal.
@@ -57,7 +62,7 @@ def diff(
     get one name.
     """
     graphs = [g if isinstance(g, TensorGraph) else read(g, section, variant=variant) for g in (a, b)]
-    left, right = _renamed(graphs[0], rules), graphs[1]
+    left, right = follow(graphs[0], rules, let=let, reverse=reverse, approximate=approximate).graph, graphs[1]
     if include or exclude:
         chosen = set(selected(dict.fromkeys((*left, *right)), include, exclude))
         left, right = (g.select([name for name in g if name in chosen]) for g in (left, right))
@@ -81,12 +86,6 @@ def diff(
         read=values,
         graphs=bool(left.nodes and right.nodes),
     )
-
-
-def _renamed(graph: TensorGraph, rules: Sequence[str]) -> TensorGraph:
-    for rule in rules:
-        graph = Prefix.parse(rule).apply(graph).graph
-    return graph
 
 
 def _side(graph: TensorGraph) -> Side:
