@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
+from os.path import commonprefix
 from typing import Any, NamedTuple
 
 from ckptkit.cli.text import clean, plural, shape, shorten
@@ -35,7 +36,8 @@ class Table(NamedTuple):
 
 def tables(diff: Diff, sort: str) -> Iterator[Table]:
     """Everything that differs."""
-    changed = _Changed.of(diff.entries)
+    told = {move.target for move in diff.renamed if not move.backward}
+    changed = _Changed.of([entry for entry in diff.entries if entry.name not in told])
     if changed:
         yield _changed_table(changed, sort)
     if diff.renamed:
@@ -178,12 +180,33 @@ def _odd(measured: Sequence[Values]) -> list[str]:
     return [f"{word} {a} → {b}" for word, a, b in totals if a != b]
 
 
-def _renamed_rows(renamed: Sequence[Renamed]) -> list[tuple[str, ...]]:
-    groups: dict[Hashable, list[Renamed]] = {}
+def prefixes(renamed: Sequence[Renamed]) -> dict[tuple[str, str], list[Renamed]]:
+    """(beginning in A, beginning in B) → tensors that are otherwise called alike, where there are many of them."""
+    groups: dict[tuple[str, str], list[Renamed]] = {}
     for item in renamed:
+        if item.how == "renamed" and not item.backward:
+            source, target = item.sources[0], item.target
+            alike = len(commonprefix([source[::-1], target[::-1]]))
+            rest = source[len(source) - alike :]
+            if alike < len(source) and source[-alike - 1] not in "./":  # it begins within a word
+                rest = rest[min((at + 1 for c in "./" if (at := rest.find(c)) >= 0), default=alike) :]
+            if rest:
+                groups.setdefault((source.removesuffix(rest), target.removesuffix(rest)), []).append(item)
+    return {ends: items for ends, items in groups.items() if len({_family(i.target) for i in items}) > 2}
+
+
+def _renamed_rows(renamed: Sequence[Renamed]) -> list[tuple[str, ...]]:
+    series = prefixes(renamed)
+    rows = [
+        (f"{clean(before)}* → {clean(after)}*", f"same bytes  ×{len(items)}")
+        for (before, after), items in series.items()
+    ]
+    told = {item.target for items in series.values() for item in items}
+    groups: dict[Hashable, list[Renamed]] = {}
+    for item in (item for item in renamed if item.backward or item.target not in told):
         names = tuple(map(_family, (item.target, *item.sources)))
         groups.setdefault((names, item.how, item.certain, item.backward), []).append(item)
-    return [_renamed_row(items) for items in groups.values()]
+    return rows + [_renamed_row(items) for items in groups.values()]
 
 
 def _renamed_row(items: list[Renamed]) -> tuple[str, ...]:
@@ -192,7 +215,8 @@ def _renamed_row(items: list[Renamed]) -> tuple[str, ...]:
     exactly = {item.text.replace(item.sources[0], "·") for item in items if len(item.sources) == 1}
     remarks = ["same bytes" if first.how == "renamed" else first.how]
     if len(exactly) == 1 and first.how in ("slice", "permuted", "reshaped", "cast"):
-        remarks[0] += f" {clean(exactly.pop())}"
+        text = clean(exactly.pop())
+        remarks[0] = f"slice {text}" if first.how == "slice" else text
     if first.backward and first.how != "renamed":
         remarks[0] += ", from right to left"
     if first.how == "folded":

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from ckptkit.cli.difftables import HEAD, ONE_SIDED, Table, stat_table, tables
+from ckptkit.cli.difftables import HEAD, ONE_SIDED, Table, prefixes, stat_table, tables
 from ckptkit.cli.render import shorten_end
 from ckptkit.cli.text import Terminal, clean, columns, pad, plural, shorten
 from ckptkit.core.names import Branch, fold
@@ -67,6 +67,10 @@ def summary(diff: Diff) -> Iterator[tuple[str, list[str]]]:
             yield key, [*found[:LONG], "…"] if len(found) > LONG else found
     if diff.unrelated:
         yield "note", ["these are other weights: hardly anything is equal, or even similar"]
+    for (before, after), items in prefixes(diff.renamed).items():
+        if len(items) == len(diff.renamed) and not (before and after):
+            rule = f"strip:{before}" if before else f"add:{after}"
+            yield "hint", [f"--rules {clean(rule)} compares them under the same names"]
     if diff.tolerance is not None:
         yield "tolerance", [f"|a − b| ≤ {diff.tolerance.atol:g} + {diff.tolerance.rtol:g}·|b|"]
 

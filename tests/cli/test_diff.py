@@ -153,6 +153,21 @@ def test_renamed_weights_are_said_to_be_the_same(folder: Path, run: Run) -> None
     assert "renamed\tl.0.qkv\tconcat\th.0.q\th.0.k\th.0.v\n" in lines
 
 
+def test_a_prefix_is_told_in_one_line_with_the_rule_for_it(folder: Path, run: Run) -> None:
+    run("convert", "base.safetensors", "wrapped.safetensors", "--rules", "add:module.")
+    lines = run("diff", "wrapped.safetensors", "base.safetensors").stdout.splitlines()
+    assert lines[:4] == [
+        "different   the same weights · 33 under other names or in other layouts",
+        "hint        --rules strip:module. compares them under the same names",
+        "renamed",
+        "  module.* → *  same bytes  ×33",
+    ]
+    assert run("diff", "wrapped.safetensors", "base.safetensors", "--rules", "strip:module.").code == 0
+    back = run("diff", "base.safetensors", "wrapped.safetensors").stdout
+    assert "--rules add:module." in back
+    assert "  * → module.*  same bytes  ×33" in back
+
+
 def test_json_holds_everything(folder: Path, run: Run) -> None:
     done = run("diff", "--json", "base.safetensors", "tuned.safetensors")
     found = done.json

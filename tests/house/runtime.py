@@ -76,6 +76,9 @@ def main() -> None:
                 target = folder / f"from{suffix}{other}"
                 ckptkit("convert", source, target)
                 check("fc.weight" in ckptkit("inspect", target, "--lines"), f"convert {suffix} to {other}")
+                check("all equal" in ckptkit("diff", source, target), f"diff of {suffix} and {other}")
+                digests = {ckptkit("digest", path).split()[0] for path in (source, target)}
+                check(len(digests) == 1, f"one digest for {suffix} and {other}")
             half = folder / f"half{suffix}.safetensors"
             ckptkit("convert", source, half, "--dtype", "bfloat16")
             check("bfloat16" in ckptkit("inspect", half, "--lines"), f"convert {suffix} to bfloat16")
