@@ -49,7 +49,17 @@ def command(a: str, b: str, style: str | None, **chosen: Any) -> int:
     Lines are: status, name, kinds of change, dtype and shape in A and in B, max |Δ|, separated by tabs.
     """
     with Bar(1, quiet=chosen["quiet"]) as bar:
-        wanted = ("section", "variant", "include", "exclude", "rules", "reverse", "approximate", "rtol", "atol")
+        wanted = (
+            "section",
+            "variant",
+            "include",
+            "exclude",
+            "rules",
+            "reverse",
+            "approximate",
+            "rtol",
+            "atol",
+        )
         found = diff(
             a,
             b,
