@@ -276,6 +276,17 @@ def test_a_change_of_an_onnx_graph(
     assert found.identical == 1
 
 
+def test_attributes_that_are_not_numbers_equal_themselves(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
+    for name, alpha in (("a", float("nan")), ("b", float("nan")), ("c", 1.0)):
+        model = onnx_model()
+        model.graph.node[0].attribute.append(onnx.helper.make_attribute("alpha", alpha))
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    assert ck.diff(tmp_path / "a.onnx", tmp_path / "b.onnx").equal
+    (other,) = ck.diff(tmp_path / "a.onnx", tmp_path / "c.onnx").other
+    assert (other.name, other.b) == ("fc.alpha", 1.0)
+
+
 def test_nodes_that_came_and_went(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
     onnx.save(onnx_model(), tmp_path / "a.onnx")

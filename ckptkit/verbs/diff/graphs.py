@@ -19,6 +19,9 @@ def others(a: TensorGraph, b: TensorGraph) -> Iterator[Other]:
         yield from _changes("input", _values(a.inputs), _values(b.inputs))
         yield from _changes("output", _values(a.outputs), _values(b.outputs))
         yield from _nodes(_flat(a.nodes), _flat(b.nodes))
+        functions = [graph.origin.details.get("functions", 0) for graph in (a, b)]
+        if functions[0] != functions[1]:
+            yield Other("functions", "", *functions)
     elif a.nodes or b.nodes:
         yield Other("graph", "", _count(a), _count(b), counts=False)
     yield from _changes("metadata", a.metadata, b.metadata, counts=False)
@@ -44,8 +47,9 @@ def _changes(
     what: str, a: Mapping[str, Any], b: Mapping[str, Any], *, counts: bool = True
 ) -> Iterator[Other]:
     for name in dict.fromkeys((*a, *b)):
-        if a.get(name) != b.get(name):
-            yield Other(what, name, a.get(name), b.get(name), counts)
+        x, y = a.get(name), b.get(name)
+        if repr(x) != repr(y):  # as text NaN equals NaN, and 1 is not 1.0
+            yield Other(what, name, x, y, counts)
 
 
 def _opsets(graph: TensorGraph) -> dict[str, Any]:

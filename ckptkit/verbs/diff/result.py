@@ -81,7 +81,8 @@ class Other:
     """A difference that is not in a tensor.
 
     Attributes:
-        what: `metadata`, `object`, `graph`, `opset`, `input`, `output`, `node`, `attribute`, `inputs`, `outputs`.
+        what: `metadata`, `object`, `graph`, `opset`, `input`, `output`, `node`, `attribute`, `inputs`, `outputs`,
+            `functions` (their number).
         name: key, path or name of the thing.
         a, b: it on either side, JSON-able; None where it is not there.
         counts: whether it makes the checkpoints different. Metadata and objects do not.
