@@ -1,6 +1,8 @@
 """Which rules speak of which names. Cost grows with the names, hardly with the rules."""
 
+import re
 from collections.abc import Iterable
+from itertools import islice
 from typing import NamedTuple
 
 from ckptkit.rules.expressions import Value
@@ -53,10 +55,21 @@ class Index:
 
 
 def nearest(name: str, others: Iterable[str], most: int = 2) -> list[str]:
-    """Names that differ little from one."""
+    """Names or templates that differ little from one, numbers and holes apart."""
     from difflib import get_close_matches
-    from itertools import islice
 
-    length = len(name)
-    near = (other for other in others if abs(len(other) - length) <= max(8, length // 2))
-    return get_close_matches(name[:200], list(islice(near, 2_000)), most, 0.75)
+    wanted = _shape(name)
+    alike: dict[str, str] = {}
+    for other in islice(others, _COMPARED):
+        shape = _shape(other)
+        if abs(len(shape) - len(wanted)) <= max(8, len(wanted) // 2):
+            alike.setdefault(shape, other)
+    return [alike[shape] for shape in get_close_matches(wanted[:200], list(islice(alike, _NEAR)), most, 0.7)]
+
+
+_COMPARED, _NEAR = 20_000, 1_000
+
+
+def _shape(name: str) -> str:
+    """The name, or template, with one sign for each number or hole."""
+    return re.sub(r"\{[^{}]*\}|[0-9]+", "#", name)

@@ -79,8 +79,8 @@ class Template:
         return "".join(str(part) for part in self.parts)
 
     def declarations(self) -> dict[str, Hole]:
-        """Holes that say what they stand for."""
-        return {hole.name: hole for hole in self.holes if hole.declared}
+        """Holes that say what they stand for; how wide a number is written is the matter of each side."""
+        return {hole.name: hole for hole in self.holes if hole.declared and hole.kind != "int"}
 
     def declared(self, holes: Mapping[str, Hole]) -> "Template":
         """The same template with its bare holes being what is declared of them elsewhere."""
@@ -377,6 +377,8 @@ class _Undo:
                     )
                 number = table.get(tuple(texts[place] for place in places))
             if number is None or number not in self.domains.get(name, (number,)):
+                return None
+            if isinstance(number, int) and number < 0:
                 return None
             bound[name] = number
         for hole, text in zip(self.holes, texts, strict=True):

@@ -1,0 +1,131 @@
+"""What a rule file may say, what it is refused for, and where the error points."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from ckptkit.core.errors import CkptError
+from ckptkit.rules import language, model, nodes, operations, ruleset, template
+from ckptkit.rules.ruleset import Rules
+from tests.rules.support import code_of, names
+
+HEAD = "ckptkit-rules: 1\n"
+
+
+def test_scalars_are_text() -> None:
+    rules = Rules.parse(HEAD + "rules:\n- {from: no, to: 1.10}\n- {from: null, to: 0x10}\n")
+    assert list(rules.apply(names("no", "null")).graph) == ["1.10", "0x10"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ("rules:\n- {from: a, too: b}", 3, "'too'"),
+        ("rules:\n- {from: a, to: b, ops: [{hedas: {}}]}", 3, "hedas"),
+        ("rules:\n- from: a\n  to: b\n  ops: [{heads: {dim: 0, view: [1]}}]", 5, "order"),
+        ('rules:\n- {from: "a.{i}", to: "b.{j}"}', 3, "'j'"),
+        ('rules:\n- {from: "a.{i", to: b}', 3, "not closed"),
+        ('rules:\n- {from: "a.{i}{j}", to: "b.{i}.{j}"}', 3, "touch"),
+        ('rules:\n- {from: "{a:**}.{b:**}", to: "{a}.{b}"}', 3, "two holes for anything"),
+        ('rules:\n- {from: "{a:*}_{b:*}", to: "{a}.{b}"}', 3, "not clear"),
+        ('rules:\n- {from: "a.{x:p|q}", to: "b", concat: {over: y, dim: 0}}', 3, "'y'"),
+        ('rules:\n- {from: "a.{x:*}", to: "b", concat: {over: x, dim: 0}}', 3, "order"),
+        ("rules:\n- {from: [a, b], to: c}", 3, "several sources"),
+        ('rules:\n- {from: "a.{i+}", to: b}', 3, "expression"),
+        ("rules:\n- {from: a, to: b}\n- {from: a", 4, "YAML"),
+        ("let: {n: 1}\nlet: {m: 1}\nrules: []", 3, "twice"),
+        ("rules:\n- {drop: !!python/object:os.system x}", 3, "tag"),
+        ("rules:\n- {what: a}", 3, "begins with"),
+        ("rules:\n- {from: a, to: b, ops: [{cast: float99}]}", 3, "dtype"),
+        ("rules:\n- {from: [a, b], to: c, combine: {with: median}}", 3, "median"),
+        ("rules:\n- {fill: a, shape: [2], value: many}", 3, "number"),
+        ("rules: []\n---\nrules: []", 3, "second document"),
+    ],
+)
+def test_errors_say_file_and_line(text: str, line: int, says: str) -> None:
+    with pytest.raises(CkptError) as caught:
+        Rules.parse(HEAD + text, "r.yaml")
+    assert caught.value.code in ("rule-invalid", "dtype-unknown")
+    assert says in caught.value.message
+    where = re.fullmatch(r"r\.yaml:(\d+)", caught.value.where or "")
+    assert where is not None
+    assert int(where[1]) in (line, line + 1)
+
+
+def test_what_is_no_rule_file() -> None:
+    for text in ("", "rules: []", "ckptkit-rules: 2\nrules: []", "- a", "ckptkit-rules: 1", "a: *x"):
+        assert code_of(Rules.parse, text) == "rule-invalid", text
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{new}: &{new} [{', '.join(['*' + old] * 10)}]\n"
+    for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        HEAD + "rules: " + "[" * 10_000,
+        HEAD + "rules: " + "{a: " * 5_000,
+        HEAD + "rules:\n" + "".join(" " * n + "- \n" for n in range(1, 100)) + " " * 100 + "- x",
+        BOMB,
+        HEAD + "rules: &a [*a]",
+        HEAD + 'rules:\n- {from: "' + "{i}." * 3_000 + '", to: b}',
+        HEAD + 'rules:\n- {from: "a.{' + "(" * 500 + 'i}", to: b}',
+        HEAD + 'rules:\n- {from: "a.{i+' + "1+" * 3000 + '1}", to: b}',
+        HEAD + "keep_others: true\nrules:\n- {fill: 'a.{i}', over: {i: 999999999999}, shape: [1]}",
+        HEAD + "keep_others: true\nlet: {n: n+1}\nrules:\n- {fill: a, shape: [n]}",
+        HEAD + "keep_others: true\nlet: {a: b, b: a}\nrules:\n- {fill: a, shape: [a]}",
+        HEAD + "keep_others: true\nlet: {a: 999999999999*999999999999}\nrules:\n- {fill: a, shape: [a]}",
+        HEAD + "rules:\n- {from: x, to: 'y.{i}', unstack: {over: i, dim: 0}}",
+    ],
+)
+def test_bombs_are_refused(text: str) -> None:
+    graph = names("x", shape=(0, 10**15, 3))
+    graph = type(graph)({"x": type(graph["x"])(graph["x"].dtype, (10**15, 0))}, graph.origin)
+    assert code_of(lambda: Rules.parse(text).apply(graph)) in ("rule-invalid", "over-budget", "rule-value")
+
+
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    with path.open("wb") as file:
+        file.truncate(nodes.SIZE + 1)
+    assert code_of(Rules.load, path) == "over-budget"
+
+
+def test_the_schema_knows_what_the_language_knows() -> None:
+    """The JSON Schema that editors use names every key and operation, and no other."""
+    schema = json.loads((Path(ruleset.__file__).parent / "schema.json").read_text("utf-8"))
+    assert set(schema["properties"]) == set(language._TOP)
+    kinds = {rule["required"][0]: rule for rule in schema["$defs"]["rule"]["oneOf"]}
+    assert set(kinds) == set(language._KEYS)
+    for kind, known in language._KEYS.items():
+        allowed = {kind, *known, *language._COMMON}
+        assert set(kinds[kind]["properties"]) == allowed, kind
+    ops = {next(iter(op["properties"])) for op in schema["$defs"]["op"]["oneOf"] if "properties" in op}
+    assert ops == set(operations.OPERATIONS)
+    joins = schema["$defs"]["rule"]["oneOf"][0]["properties"]
+    for name, takes in {**{n: j.takes for n, j in operations.JOINS.items()}, **operations.SPLITS}.items():
+        assert set(joins[name]["properties"]) == set(takes), name
+
+
+def test_python_rules_are_the_same_rules() -> None:
+    made = Rules.of([{"from": "a.{i}", "to": "b.{n-1-i}"}], let={"n": "count(a.{i})"})
+    assert list(made.apply(names("a.0", "a.1", "a.2")).graph) == ["b.2", "b.1", "b.0"]
+    assert Rules.parse(made.text()).text() == made.text()
+    assert isinstance(made.parsed.rules[0], model.Rule)
+    assert code_of(Rules.of, [{"from": "a", "to": object()}]) == "rule-invalid"
+
+
+def test_unknown_presets_are_told_the_nearest() -> None:
+    with pytest.raises(CkptError) as caught:
+        Rules.load("vit-timm-hff")
+    assert caught.value.code == "not-found"
+    assert "vit-timm-hf" in (caught.value.hint or "")
+
+
+def test_templates_are_parsed_once() -> None:
+    assert template.template("a.{i}") is template.template("a.{i}")

@@ -1,0 +1,272 @@
+"""Matching and the proof: every name consumed once, every target made once, all problems at once."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ckptkit.core.graph import TensorGraph
+from ckptkit.core.plan import stored_runs
+from ckptkit.rules.outcome import RulesError
+from ckptkit.rules.ruleset import Rules
+from tests.rules.support import code_of, codes, names, stored
+
+
+def test_names_are_exchanged_without_a_chain() -> None:
+    graph = names("norm2.weight", "norm3.weight")
+    rules = [{"from": "norm2.{p:*}", "to": "norm3.{p}"}, {"from": "norm3.{p:*}", "to": "norm2.{p}"}]
+    for order in (rules, rules[::-1]):
+        after = Rules.of(order).apply(graph).graph
+        assert after["norm3.weight"] is graph["norm2.weight"]
+        assert after["norm2.weight"] is graph["norm3.weight"]
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "name", "new"),
+    [
+        ("a.{i}.b", "c.{i+1}", "a.9.b", "c.10"),
+        ("a.{i:03}.b", "c.{i}", "a.007.b", "c.7"),
+        ("a.{i}", "c.{i:02}", "a.7", "c.07"),
+        ("{x:wq|wk}.w", "{x|wq=q,wk=k}.w", "wk.w", "k.w"),
+        ("{x:a|a.b}.w", "{x|a,a.b=ab}", "a.b.w", "ab"),
+        ("{s:*}.w", "{s}", "ünï cødé/x[0]\\(1).w", "ünï cødé/x[0]\\(1)"),
+        ("{rest}.w", "{rest}", "a.b.c.w", "a.b.c"),
+        ("a(.*)[^x]$", "b", "a(.*)[^x]$", "b"),
+        ("{{i}}.{i}", "{{{i}}}", "{i}.3", "{3}"),
+        ("x/y {i}:0", "x.{i}", "x/y 4:0", "x.4"),
+        ("{i}.{rest}", "{rest}.{i}", "0.weight", "weight.0"),
+        ("{i}", "{i*2}", "21", "42"),
+        ("b.{stage[i]}.{block[i]}", "flat.{i}", "b.1.0", "flat.2"),
+        ("flat.{i}", "b.{stage[i]}.{block[i]}", "flat.3", "b.1.1"),
+        ("b.{i//4}.{i%4}", "f.{i}", "b.2.3", "f.11"),
+        ("x.{i%2|0=even,1=odd}.{i//2}", "x.{i}", "x.odd.3", "x.7"),
+        ("a.{i}.b.{i}", "c.{i}", "a.3.b.3", "c.3"),
+        ("new\nline.{i}", "b\n{i}", "new\nline.1", "b\n1"),
+    ],
+)
+def test_templates(source: str, target: str, name: str, new: str) -> None:
+    tables = {"stage": [0, 0, 1, 1], "block": [0, 1, 0, 1]}
+    rules = Rules.of([{"from": source, "to": target}], tables=tables)
+    assert list(rules.apply(names(name)).graph) == [new]
+    assert list(rules.reversed().apply(names(new)).graph) == [name]
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("a.{i}", "a.01"),
+        ("a.{i}", "a.1x"),
+        ("a.{i}", "a.-1"),
+        ("a.{i}", "a.٣"),
+        ("a.{i:02}", "a.7"),
+        ("a.{i:02}", "a.007"),
+        ("a.{s:*}", "a.b.c"),
+        ("a.{x:p|q}", "a.pq"),
+        ("a", "a\n"),
+        ("a.{i}.b.{i}", "a.1.b.2"),
+        ("A", "a"),
+        ("a.b", "axb"),
+        ("a.{rest:**}", "a."),
+        ("a.{i+1}", "a.0"),
+    ],
+)
+def test_what_does_not_match(source: str, name: str) -> None:
+    rules = Rules.of([{"from": source, "to": "z.{i}" if "{i" in source else "z"}])
+    assert codes(rules, names(name)) == ["rule-leftover", "rule-unmatched"]
+
+
+def test_every_problem_is_told_at_once_with_its_line() -> None:
+    text = """ckptkit-rules: 1
+rules:
+- {from: "a.{i}", to: same}
+- {from: "b.{i}.weigth", to: "x.{i}"}
+- {from: c, to: d}
+- {from: c, to: e}
+"""
+    rules = Rules.parse(text, "r.yaml")
+    graph = names("a.0", "a.1", "b.0.weight", "b.1.weight", "c")
+    with pytest.raises(RulesError) as caught:
+        rules.apply(graph)
+    found = {(f.code, f.where) for f in caught.value.findings}
+    assert {("rule-overlap", "r.yaml:5")} <= found
+    graph = names("a.0", "a.1", "b.0.weight", "b.1.weight")
+    found = {(f.code, f.where) for f in rules.check(graph)}
+    assert found == {
+        ("name-collision", "r.yaml:3"),
+        ("rule-leftover", "r.yaml"),
+        ("rule-unmatched", "r.yaml:4"),
+        ("rule-unmatched", "r.yaml:5"),
+        ("rule-unmatched", "r.yaml:6"),
+    }
+    hints = {f.code: f.hint for f in rules.check(graph)}
+    assert "b.{i}.weigth" in hints["rule-leftover"]
+
+
+def test_optional_rules_may_be_silent_and_guards_choose() -> None:
+    text = [
+        {"from": "a.w", "to": "x.w", "when": "present(b.w)"},
+        {"from": "a.w", "to": "y.w", "when": "absent(b.w)"},
+        {"from": "b.w", "to": "b", "optional": "true"},
+    ]
+    assert list(Rules.of(text).apply(names("a.w", "b.w")).graph) == ["x.w", "b"]
+    assert list(Rules.of(text).apply(names("a.w")).graph) == ["y.w"]
+
+
+def test_a_guard_may_ask_about_the_name_itself() -> None:
+    rules = Rules.of(
+        [
+            {"from": "l.{i}.w", "to": "gated.{i}", "when": "present(l.{i}.g)"},
+            {"from": "l.{i}.w", "to": "plain.{i}", "when": "not present(l.{i}.g) and i > 0"},
+            {"drop": "l.{i}.g"},
+        ]
+    )
+    assert list(rules.apply(names("l.0.w", "l.0.g", "l.1.w")).graph) == ["gated.0", "plain.1"]
+
+
+def test_already_converted_is_nothing_to_do() -> None:
+    rules = Rules.of([{"from": "a", "to": "b"}], done="present(b)")
+    graph = names("b")
+    done = rules.apply(graph)
+    assert done.graph is graph
+    assert [finding.code for finding in done.findings] == ["already-converted"]
+
+
+def test_values_come_from_config_shapes_counts_and_outside(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"heads": None, "text": {"heads": 4}}))
+    (tmp_path / "params.json").write_text(json.dumps({"kv": 2, "heads": 8}))
+    arrays = {"l.0.w": np.zeros((8, 3), "f4"), "l.1.w": np.zeros((8, 3), "f4")}
+    graph = stored(tmp_path, arrays)
+    shape = ["config.text.heads", "config.kv", "n", "dim(l.0.w, -1)", "first", "outside"]
+    let = {"n": "count(l.{i})", "first": ["config.heads", "config.nothing", 7], "outside": []}
+    rules = Rules.of([{"fill": "f", "shape": shape}], let=let, keep_others=True)
+    assert rules.apply(graph, outside=5).graph["f"].shape == (4, 2, 2, 3, 7, 5)
+    assert codes(rules, graph) == ["rule-value"]
+    assert codes(rules, graph, outsid=5) == ["rule-value"]
+
+
+def test_copies_ties_and_shared_sources() -> None:
+    graph = names("a", "b")
+    after = Rules.of(
+        [
+            {"shared": "a"},
+            {"from": "a", "to": ["x", "y"]},
+            {"from": "a", "to": "z"},
+            {"keep": "b"},
+            {"tie": "t", "to": "b"},
+        ]
+    ).apply(graph)
+    assert {name: after.graph[name] is graph["a"] for name in after.graph} == {
+        "x": True, "y": True, "z": True, "b": False, "t": False
+    }  # fmt: skip
+    assert after.graph["t"] is graph["b"]
+    assert codes(Rules.of([{"shared": "a"}, {"keep": "b"}]), graph) == ["rule-incomplete"]
+
+
+def test_a_dropped_copy_must_equal_what_it_copies(tmp_path: Path) -> None:
+    ones, twos = np.ones(3, "f4"), np.full(3, 2, "f4")
+    rules = Rules.of([{"keep": "a"}, {"drop": "b", "same_as": "a"}])
+    same = rules.apply(stored(tmp_path, {"a": ones, "b": ones})).graph
+    assert np.array_equal(same["a"].numpy(), ones)
+    other = rules.apply(stored(tmp_path, {"a": ones, "b": twos})).graph
+    assert code_of(other["a"].tobytes) == "replicas-differ"
+
+
+@pytest.mark.parametrize(
+    ("found", "code"),
+    [
+        (("e.0.w1", "e.0.w3", "e.1.w1", "e.1.w3"), ""),
+        (("e.0.w1", "e.0.w3", "e.2.w1", "e.2.w3"), "rule-gap"),
+        (("e.1.w1", "e.1.w3"), "rule-gap"),
+        (("e.0.w1", "e.0.w3", "e.1.w1"), "rule-incomplete"),
+        (("e.0.w1",), "rule-incomplete"),
+    ],
+)
+def test_joined_numbers_run_without_gaps(found: tuple[str, ...], code: str) -> None:
+    rules = Rules.of(
+        [
+            {
+                "from": "e.{i}.{x:w1|w3}",
+                "to": "e",
+                "concat": {"over": "x", "dim": 0},
+                "stack": {"over": "i", "dim": 0},
+            }
+        ]
+    )
+    assert codes(rules, names(*found, shape=(2, 3))) == ([code] if code else [])
+
+
+def test_stacked_numbers_ascend_and_texts_keep_their_order(tmp_path: Path) -> None:
+    arrays = {
+        f"e.{i}.{x}": np.full((1, 2), 10 * i + k, "f4")
+        for i in (10, 2, 0, 1, *range(3, 10))
+        for k, x in enumerate("ba")
+    }
+    rules = Rules.of(
+        [
+            {
+                "from": "e.{i}.{x:b|a}",
+                "to": "e",
+                "concat": {"over": "x", "dim": 1},
+                "stack": {"over": "i", "dim": 0},
+            }
+        ]
+    )
+    made = rules.apply(stored(tmp_path, arrays)).graph["e"].numpy()
+    assert made[:, 0].tolist() == [[10 * i, 10 * i, 10 * i + 1, 10 * i + 1] for i in range(11)]
+
+
+def test_ranks_are_joined_and_replicas_compared(tmp_path: Path) -> None:
+    whole = np.arange(12, dtype="f4").reshape(4, 3)
+    arrays = {"0.w": whole[:2], "1.w": whole[2:], "0.n": whole[0], "1.n": whole[0]}
+    rules = Rules.of(
+        [
+            {"from": "{r}.w", "to": "w", "concat": {"over": "r", "dim": 0, "sizes": "equal"}},
+            {"from": "{r}.n", "to": "n", "same": {"over": "r"}},
+        ]
+    )
+    after = rules.apply(stored(tmp_path, arrays)).graph
+    assert np.array_equal(after["w"].numpy(), whole)
+    assert np.array_equal(after["n"].numpy(), whole[0])
+
+
+def test_layout_along_the_first_dimension_moves_no_bytes(tmp_path: Path) -> None:
+    arrays = {
+        "qkv": np.arange(24, dtype="f4").reshape(12, 2),
+        "a": np.ones((2, 2), "f4"),
+        "b": np.ones((2, 2), "f4"),
+    }
+    graph = stored(tmp_path, arrays)
+    rules = Rules.of(
+        [
+            {
+                "from": "qkv",
+                "to": ["q", "k", "v"],
+                "split": {"dim": 0, "sizes": [6, 3, -1]},
+                "ops": [{"reshape": [12, 2]}],
+            },
+            {"from": ["a", "b"], "to": "c", "concat": {"dim": 0}},
+            {"from": "untouched", "to": "u", "optional": "true"},
+        ]
+    )
+    after = rules.apply(graph).graph
+    assert [after[name].file is not None for name in "qkv"] == [True] * 3
+    assert after["k"].offset == graph["qkv"].offset + 6 * 2 * 4
+    runs = stored_runs(after["c"])
+    assert runs is not None
+    assert [run.offset for run in runs] == [graph["a"].offset, graph["b"].offset]
+
+
+def test_the_trace_tells_sources_rule_and_operations() -> None:
+    rules = Rules.parse(
+        'ckptkit-rules: 1\nrules:\n- {from: [a, b], to: c, concat: {dim: 0}}\n- {drop: "d"}\n', "r.yaml"
+    )
+    after = rules.apply(names("a", "b", "d"))
+    assert after.trace["c"] == (("a", "b"), "r.yaml:3", ("concat(dim=0)",))
+    assert after.dropped == ("d",)
+
+
+def test_metadata_objects_and_origin_stay() -> None:
+    graph = names("a")
+    graph = TensorGraph(graph.tensors, graph.origin, metadata={"k": "v"})
+    assert Rules.of([{"from": "a", "to": "b"}]).apply(graph).graph.metadata == {"k": "v"}
