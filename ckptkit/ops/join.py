@@ -70,7 +70,7 @@ def _join(tensors: Sequence[Tensor], shape: tuple[int, ...], outer: int) -> Tens
     if len(parts) == 1:
         only = parts[0]
         return Tensor(only.dtype, shape, only.file, only.offset, only.source, first.kind)
-    return Tensor(first.dtype, shape, source=Joined(tuple(parts), outer), kind=first.kind)
+    return Tensor(first.dtype, shape, source=Joined(tuple(parts), outer if parts else 1), kind=first.kind)
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,9 @@ def permute(tensor: Tensor, order: Sequence[int]) -> Tensor:
     dims = [axis(tensor, dim) for dim in order]
     if sorted(dims) != list(range(rank)):
         raise CkptError("op-shape", f"{list(order)} does not order the {rank} dimensions")
-    if [d for d in dims if tensor.shape[d] != 1] == sorted(d for d in dims if tensor.shape[d] != 1):
+    if not tensor.size or [d for d in dims if tensor.shape[d] != 1] == sorted(
+        d for d in dims if tensor.shape[d] != 1
+    ):
         return reshape(tensor, [tensor.shape[d] for d in dims])
     placed = _placed(tensor)
     strides = placed.strides if placed else contiguous(tensor.shape)
@@ -68,8 +70,10 @@ def narrow(tensor: Tensor, dim: int, start: int, stop: int, step: int = 1) -> Te
     if count == size:
         return tensor
     shape = (*tensor.shape[:at], count, *tensor.shape[at + 1 :])
+    if not prod(shape):
+        return joined((), shape, tensor.dtype, tensor.kind)
     outer, inner = prod(tensor.shape[:at]), prod(tensor.shape[at + 1 :])
-    if tensor.size and step == 1:
+    if step == 1:
         if isinstance(tensor.source, Joined) and tensor.source.outer == 1 and outer == 1:
             return _of_joined(tensor, tensor.source, shape, start * inner, stop * inner)
         if tensor.file is not None and outer == 1 and not start * inner * tensor.dtype.bits & 7:
@@ -80,7 +84,7 @@ def narrow(tensor: Tensor, dim: int, start: int, stop: int, step: int = 1) -> Te
         window = Window(tensor, size * unit, start * unit, stop * unit)
         return Tensor(tensor.dtype, shape, source=window, kind=tensor.kind)
     strides = list(placed.strides if placed else contiguous(tensor.shape))
-    first = (placed.start if placed else 0) + (start * strides[at] if count else 0)
+    first = (placed.start if placed else 0) + start * strides[at]
     strides[at] *= step
     return _viewed(tensor, placed, shape, tuple(strides), first)
 

@@ -144,7 +144,7 @@ def text(parsed: Parsed) -> str:
             for name, values in parsed.let.items()
         }
     if parsed.tables:
-        top["tables"] = dict(parsed.tables)
+        top["tables"] = {name: _texts(table) for name, table in parsed.tables.items()}
     if parsed.done is not None:
         top["done"] = str(parsed.done)
     if parsed.keep_others:
@@ -153,6 +153,12 @@ def text(parsed: Parsed) -> str:
     lines.append("rules:" if parsed.rules else "rules: []")
     lines += [f"- {nodes.dump(rule.data())}" for rule in parsed.rules]
     return "\n".join(lines) + "\n"
+
+
+def _texts(table: Any) -> Any:
+    if isinstance(table, dict):
+        return {key: str(entry) for key, entry in table.items()}
+    return [str(entry) for entry in table]
 
 
 def _read(path: str) -> str:
