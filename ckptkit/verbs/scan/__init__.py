@@ -6,7 +6,6 @@ Nothing is run or imported to find out, and no weights are read.
 
 import os
 from collections.abc import Iterable
-from dataclasses import replace
 
 from ckptkit.core.budgets import DEFAULT_BUDGETS, Budgets
 from ckptkit.core.errors import CkptError

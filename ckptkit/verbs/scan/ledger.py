@@ -11,6 +11,7 @@ from ckptkit.verbs.scan.walker import Walk, brief
 
 _FINDINGS = 2_000  # told one by one; what comes after is counted
 _NAMES = 20_000
+_ROOT = 50  # calls of what calls returned
 _CALLS = 3  # of one name in one stream that are shown
 
 
@@ -97,8 +98,8 @@ class Ledger:
             self.know(cls, verdict)
             found = calls.pop(cls, [])
             if found or verdict != "data":
-                self.told(cls, verdict, found, where, base + at)
-        for cls, found in calls.items():  # what is called without being named: attributes set on a class
+                self.told(cls, verdict, found, where, base + (found[0][0] if found else at))
+        for found in calls.values():  # what is called without being named: attributes set on a class
             at, call = found[0]
             text = f"would set attributes of {brief(call.args[0])}: {brief(call.args[1])}"
             self.add("unknown", "runs-unknown", f"{where}, byte {base + at}", text, brief(call.args[0]), True)
@@ -112,7 +113,7 @@ class Ledger:
         if len(found) > _CALLS:
             shown += f"; and {len(found) - _CALLS} calls more"
         verb = ("run" if kind == "code" else "call") if found else "import"
-        place = f"{where}, byte {found[0][0] - at + at if found else at}"
+        place = f"{where}, byte {at}"
         self.add(
             kind,
             "runs-code" if kind == "code" else "runs-unknown",
@@ -125,7 +126,7 @@ class Ledger:
     def indirect(self, call: Object, where: str) -> None:
         """A call of what another call returned, or of something that is not named at all."""
         root: object = call.cls
-        for _ in range(1_000):
+        for _ in range(_ROOT):
             if type(root) is not Object:
                 break
             root = root.cls

@@ -92,7 +92,7 @@ class _Walker:
         self.stack: list[Any] = []
         self.marks: list[int] = []
 
-    def run(self, i: int) -> None:  # noqa: PLR0912, C901
+    def run(self, i: int) -> None:
         """The loop. Arguments that pass the end raise IndexError or struct.error."""
         data, found, stack = self.data, self.walk, self.stack
         size = len(data)
@@ -357,12 +357,14 @@ def brief(value: object, room: int = 160) -> str:
     out: list[str] = []
     todo: list[Any] = [value]
     used = 0
-    while todo and used < room:
+    for _ in range(2 * room):
+        if not todo or used >= room:
+            break
         item = todo.pop()
         text: str
         if type(item) is _Literal:
             text = item
-        elif isinstance(item, str) or isinstance(item, bytes | bytearray):
+        elif isinstance(item, str | bytes | bytearray):
             text = repr(item[: max(room - used, 8)]) + ("…" if len(item) > room - used else "")
         elif type(item) is Global:
             text = str(item)[:room]
@@ -383,7 +385,7 @@ def brief(value: object, room: int = 160) -> str:
             text = repr(item)[:room]
         out.append(text)
         used += len(text)
-    return "".join(out) + ("…" if todo and used >= room else "")
+    return "".join(out) + ("…" if todo else "")
 
 
 class _Literal(str):
