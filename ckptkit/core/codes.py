@@ -96,6 +96,7 @@ CODES: dict[str, str] = {
     "rule-leftover": "a tensor that no rule speaks of",
     "rule-lossy": "a rule that cannot be undone",
     "rule-overlap": "two rules speak of one tensor",
+    "rule-quantized": "a rule changes a quantised weight, and no rule says what becomes of its scales",
     "rule-unmatched": "a rule that applies to no tensor",
     "rule-value": "a value that rules need is not known or not usable",
     "rules-ambiguous": "several presets fit the names of a checkpoint",
