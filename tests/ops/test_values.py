@@ -38,9 +38,8 @@ def test_elementwise_and_combinations(dtype: str, tmp_path: Path) -> None:
     same(values.elementwise(a, "add", -1), x - 1)
     same(values.elementwise(a, "multiply", 0.5), x * 0.5)
     same(values.elementwise(a, "neg"), -x)
-    same(
-        values.elementwise(a, "sqrt"), torch.sqrt(x.double() if dtype == "float64" else x.float()).to(x.dtype)
-    )
+    root = values.elementwise(a, "sqrt").numpy().astype("f8")
+    assert np.allclose(root, x.double().sqrt().numpy(), rtol=1e-2 if dtype.endswith("16") else 1e-6)
     same(values.combine([a, b], "add"), x + y)
     same(values.combine([a, b], "subtract"), x - y)
     exact = torch.float64 if dtype == "float64" else torch.float32
