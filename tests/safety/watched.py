@@ -20,6 +20,7 @@ from importlib import import_module
 LAZY = ("encodings.", "numpy.")
 READY = (
     "blake3", "numpy", "ml_dtypes", "tabulate", "bz2", "lzma", "json", "shlex", "traceback", "urllib.parse", "difflib",
+    "unicodedata",
     "encodings.utf_8_sig", "encodings.raw_unicode_escape", "encodings.unicode_escape", "encodings.latin_1",
 )  # fmt: skip
 FORBIDDEN = (

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from ckptkit.core.budgets import DEFAULT_BUDGETS, Budgets
 from ckptkit.core.errors import CkptError
+from ckptkit.format.pytorch import collector
 from ckptkit.verbs.scan.files import Scanner, walk_folder
 from ckptkit.verbs.scan.ledger import Ledger
 from ckptkit.verbs.scan.report import Named, ScanFinding, ScanReport, outcome
@@ -35,13 +36,14 @@ def scan(
     name = os.fspath(path)
     ledger = Ledger(budgets, frozenset(allow))
     scanner = Scanner(ledger, crc=crc)
-    if os.path.isdir(name):
-        for inner in walk_folder(name, ledger):
-            scanner.path(inner, lenient=True)
-    elif os.path.lexists(name):
-        scanner.path(name)
-    else:
+    if not os.path.lexists(name):
         raise CkptError("not-found", "no such file or folder", name)
+    with collector.paused():
+        if os.path.isdir(name):
+            for inner in walk_folder(name, ledger):
+                scanner.path(inner, lenient=True)
+        else:
+            scanner.path(name)
     findings = tuple(ledger.findings)
     names = tuple(sorted(ledger.names.values(), key=lambda named: named.name))
     return ScanReport(name, outcome(findings), findings, names, ledger.files)

@@ -11,6 +11,7 @@ from ckptkit.verbs.scan.walker import Walk, brief
 
 _FINDINGS = 2_000  # told one by one; what comes after is counted
 _NAMES = 20_000
+_INDIRECT = 20  # calls of what calls returned that are told one by one
 _ROOT = 50  # calls of what calls returned
 _CALLS = 3  # of one name in one stream that are shown
 
@@ -84,6 +85,7 @@ class Ledger:
         """Enter what a stream names and calls. Returns the calls that are no data, for a look at what they get."""
         calls: dict[Global, list[tuple[int, Object]]] = {}
         bad: list[Object] = []
+        indirect = 0
         for at, call in walk.calls:
             if type(call.cls) is Global:
                 verdict = self.verdict(call.cls, script=script)
@@ -91,8 +93,13 @@ class Ledger:
                     bad.append(call)
                     calls.setdefault(call.cls, []).append((at, call))
             else:
+                indirect += 1
                 bad.append(call)
-                self.indirect(call, f"{where}, byte {base + at}")
+                if indirect <= _INDIRECT:
+                    self.indirect(call, f"{where}, byte {base + at}")
+        if indirect > _INDIRECT:
+            text = f"would call what calls returned {indirect - _INDIRECT} times more"
+            self.add("unknown", "runs-unknown", where, text)
         for cls, at in walk.names.items():
             verdict = self.verdict(cls, script=script)
             self.know(cls, verdict)
