@@ -8,8 +8,8 @@ import os
 from collections.abc import Iterable
 
 from ckptkit.core.budgets import DEFAULT_BUDGETS, Budgets
+from ckptkit.core.collector import paused
 from ckptkit.core.errors import CkptError
-from ckptkit.format.pytorch import collector
 from ckptkit.verbs.scan.files import Scanner, walk_folder
 from ckptkit.verbs.scan.ledger import Ledger
 from ckptkit.verbs.scan.report import Named, ScanFinding, ScanReport, outcome
@@ -38,7 +38,7 @@ def scan(
     scanner = Scanner(ledger, crc=crc)
     if not os.path.lexists(name):
         raise CkptError("not-found", "no such file or folder", name)
-    with collector.paused():
+    with paused():
         if os.path.isdir(name):
             for inner in walk_folder(name, ledger):
                 scanner.path(inner, lenient=True)
