@@ -124,11 +124,11 @@ def _markdown(graph: TensorGraph, measured: Measured | None, chosen: dict[str, A
 
 
 def _lines(graph: TensorGraph, measured: Measured | None, chosen: dict[str, Any]) -> None:
-    from ckptkit.cli import jsontext
+    from ckptkit.core.jsonable import dumps
 
     lead = f"{clean(graph.origin.path)}\t" if chosen["several"] else ""
     if chosen["objects"]:
-        emit(f"{lead}{clean(o.path)}\t{clean(o.type)}\t{jsontext.dumps(o.value)}" for o in graph.objects)
+        emit(f"{lead}{clean(o.path)}\t{clean(o.type)}\t{dumps(o.value)}" for o in graph.objects)
         return
     texts: dict[tuple[str, tuple[int, ...]], str] = {}
     emit(_line(lead, name, tensor, texts, measured) for name, tensor in graph.items())
