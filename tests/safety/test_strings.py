@@ -70,31 +70,15 @@ def onnx(path: Path) -> None:
 
 
 MAKERS = {"x.safetensors": safetensors, "x.pt": pickled, "x.onnx": onnx}
-LINES = """\
-inspect @
-inspect @ --lines
-inspect @ --json
-inspect @ --objects
-inspect @ --format markdown
-inspect @ --stats
-diff @ other.safetensors
-diff @ other.safetensors --format markdown
-diff @ other.safetensors --json
-diff other.safetensors @
-digest @ --tensors
-digest @ --json
-digest --textconv @
-scan @
-scan @ --json
-scan @ --format sarif
-convert @ y.pt
-convert @ y.safetensors -n
-convert @ y.safetensors --json
-convert @ folder --to safetensors --max-shard-size 10
-convert @ z.safetensors --receipt r.json --sidecar s.json
-convert @ w.pt --section \x1b[31m
-show @ w
-show @ \x1b[31mred""".split("\n")
+LINES = [
+    "inspect @", "inspect @ --lines", "inspect @ --json", "inspect @ --objects", "inspect @ --stats",
+    "inspect @ --format markdown", "diff @ other.safetensors", "diff @ other.safetensors --json",
+    "diff @ other.safetensors --format markdown", "diff other.safetensors @", "digest @ --tensors",
+    "digest @ --json", "digest --textconv @", "scan @", "scan @ --json", "scan @ --format sarif", "convert @ y.pt",
+    "convert @ y.safetensors -n", "convert @ y.safetensors --json", "convert @ w.pt --section \x1b[31m",
+    "convert @ folder --to safetensors --max-shard-size 10",
+    "convert @ z.safetensors --receipt r.json --sidecar s.json", "show @ w", "show @ \x1b[31mred",
+]  # fmt: skip
 HARMLESS = {"\n"}
 
 
