@@ -95,8 +95,10 @@ def _look(path: str, chosen: dict[str, Any]) -> tuple[TensorGraph, Measured | No
         graph = graph.select(names)
     if not chosen["stats"]:
         return graph, None
+    from ckptkit.core.expansion import refuse_to_stream
     from ckptkit.core.numeric import statistics
 
+    refuse_to_stream(graph)
     with Bar(sum(tensor.nbytes for tensor in graph.values()), quiet=chosen["quiet"]) as bar:
         measured: Measured = {}
         for name, tensor in graph.items():
