@@ -8,7 +8,7 @@ CODES: dict[str, str] = {
     "bad-slice": "a slice is not understood or does not fit the tensor",
     "bytes-unclaimed": "bytes of a file that belong to nothing",
     "changed-on-disk": "a file changed between looking at it and copying from it",
-    "checksum-mismatch": "an archive member whose bytes do not give its checksum",
+    "checksum-mismatch": "an archive member or data file whose bytes do not give the checksum stated for it",
     "checksums-missing": "the archive was written without checksums",
     "code-beside": "a file of Python code beside the weights",
     "compressed": "the file is wrapped in a compressor",

@@ -40,6 +40,7 @@ def structure_losses(graph: TensorGraph) -> tuple[Finding, ...]:
 _MEANING = {
     "local-shard": "the other ranks' parts of it are not in this file",
     "nested-as-parts": "its parts become tensors of their own",
+    "packed-as-parts": "the parts become tensors of their own, the object around them is lost",
     "sparse-as-parts": "its parts become tensors of their own, its dense shape is lost",
 }
 
