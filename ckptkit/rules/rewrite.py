@@ -281,7 +281,10 @@ class _Proof:
                 )
         for number, rule in enumerate(self.rules):
             if rule.kind == "tie" and number not in self.off:
-                self.tie(rule, made)
+                try:
+                    self.tie(rule, made)
+                except CkptError as error:
+                    self.findings.append(_problem(error, rule.where))
 
     def tie(self, rule: Rule, made: dict[str, Product]) -> None:
         assert rule.other is not None
