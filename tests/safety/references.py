@@ -230,10 +230,12 @@ def overwrite(folder: Path) -> Row:
 
 def theirs_in_child(load: Callable[[], object]) -> str:
     """As `theirs`, where the process itself may die."""
+    import faulthandler
     import os
 
     child = os.fork()
     if not child:
+        faulthandler.disable()
         try:
             os._exit(0 if load() == 1.0 else 3)
         except BaseException:
