@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 from ckptkit.core.budgets import Budgets
 from ckptkit.core.errors import CkptError
-from ckptkit.core.findings import Finding
 from ckptkit.core.graph import Leaf
 from ckptkit.core.tensor import Tensor
 from ckptkit.format.pytorch.composites import number
@@ -62,14 +61,15 @@ class Branch:
 
 @dataclass(slots=True, eq=False)
 class Tree:
-    """What was found: tensors by full dotted path in order, those apart from any state dict, other leaves."""
+    """What was found: tensors by full dotted path in order, those apart from any state dict, those without data,
+    other leaves."""
 
     root: Branch
     names: list[str] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
     apart: list[tuple[str, Tensor]] = field(default_factory=list)
     leaves: list[Leaf] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
+    absent: list[tuple[str, str, bool]] = field(default_factory=list)  # path, what it is, whether apart
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)  # metadata of state dicts, by path
 
 
@@ -346,9 +346,7 @@ class _Walk:
         elif isinstance(found, Absent):
             shape = "" if found.shape is None else f" of shape {list(found.shape)}"
             self.tree.leaves.append(Leaf(path, found.type))
-            self.tree.findings.append(
-                Finding("tensor-absent", "warning", path, f"{found.type}{shape} was saved without data")
-            )
+            self.tree.absent.append((path, f"{found.type}{shape}", apart))
         elif found is not None:
             for suffix, tensor in found.tensors:
                 self.put(f"{path}.{suffix}" if path and suffix else path or suffix, tensor, apart)
