@@ -177,7 +177,11 @@ class _Total:
         self.widen[1](b, y)
         unequal: Array
         if self.same:
-            unequal = np.not_equal(_bits(a), _bits(b), out=self.mask[:count])
+            x_bits, y_bits = _bits(a), _bits(b)
+            if x_bits.ndim == 1:
+                unequal = np.not_equal(x_bits, y_bits, out=self.mask[:count])
+            else:
+                unequal = np.any(x_bits != y_bits, axis=1, out=self.mask[:count])
         else:
             unequal = self._unequal(a, b, x, y)
         changed = int(np.count_nonzero(unequal))
@@ -303,13 +307,13 @@ def _sum(x: "Array", y: "Array") -> Any:
 
 
 def _bits(values: "Array") -> "Array":
-    """The elements as what can be compared bit by bit, one item each."""
+    """The elements as what can be compared bit by bit, one item each; a row of two each for complex128."""
     import numpy as np
 
     if values.ndim == 2:  # complex32
         return values.view(np.uint32).reshape(-1)
     if values.dtype.itemsize == 16:
-        return values.view([("re", "u8"), ("im", "u8")])
+        return values.view(np.uint64).reshape(-1, 2)
     return values.view(f"u{values.dtype.itemsize}")
 
 

@@ -148,6 +148,18 @@ def test_across_dtypes_one_nan_is_as_good_as_another_and_signs_of_zero_count() -
     assert measured(np.array([-0.0], np.float32), np.array([0], np.int64)).changed == 0
 
 
+@pytest.mark.parametrize("size", [1, 40_000])
+def test_complex128_is_compared_bit_by_bit(size: int) -> None:
+    a = np.arange(size) + 1j
+    b = a.copy()
+    assert measured(a, b).changed == 0
+    b[-1] += 3 + 4j
+    assert (measured(a, b).changed, measured(a, b).max_abs) == (1, 5.0)
+    b = a.copy()
+    b[0] = complex(-0.0, 1)
+    assert (measured(a, b).changed, measured(a, b).max_abs) == (1, 0.0)
+
+
 def test_complex_numbers_lie_apart_in_the_plane() -> None:
     found = measured(np.array([3 + 4j, 1], np.complex64), np.array([0, 1], np.complex64))
     assert (found.changed, found.max_abs, found.max_rel) == (1, 5.0, 1.0)
