@@ -335,3 +335,49 @@ def test_an_export_to_onnx_is_explained_tensor_by_tensor(tmp_path: Path) -> None
         weights = {name for name in (*found.added, *found.removed) if name not in found.constants}
         assert weights == set(), export
         assert found.identical + len(found.renamed) >= 4, export
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ({}, {"lookup": np.arange(64, dtype=np.uint8)}),
+        ({"steps": np.array(3)}, {}),
+        ({"q": np.array([1, 2], np.int8)}, {"r": np.array([3, 4], np.int8)}),
+        ({"mask": np.array([True, False])}, {}),
+    ],
+)
+def test_small_integers_on_one_side_make_a_difference(save: Save, a: Arrays, b: Arrays) -> None:
+    weights = {"w": np.ones(3, np.float32)}
+    found = ck.diff(save("a", {**weights, **a}), save("b", {**weights, **b}))
+    assert not found.equal
+    assert (found.added, found.removed, found.constants) == (tuple(b), tuple(a), frozenset())
+
+
+def test_only_a_graph_has_constants_beside_the_weights(tmp_path: Path, save: Save) -> None:
+    onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
+    model = onnx_model()
+    shape = onnx.numpy_helper.from_array(np.array([1, -1]), "shape")
+    zero_point = onnx.numpy_helper.from_array(np.array([3], np.int8), "zero_point")
+    model.graph.initializer.append(shape)
+    onnx.save(model, tmp_path / "a.onnx")
+    weights = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    found = ck.diff(save("b", weights), tmp_path / "a.onnx")
+    assert (found.equal, found.added, found.constants) == (True, ("shape",), {"shape"})
+    found = ck.diff(tmp_path / "a.onnx", save("b", {**weights, "table": np.arange(4)}))
+    assert (found.equal, found.added, found.constants) == (False, ("table",), {"shape"})
+    model.graph.initializer.append(zero_point)
+    onnx.save(model, tmp_path / "q.onnx")
+    found = ck.diff(save("b", weights), tmp_path / "q.onnx")
+    assert (found.equal, found.constants) == (False, {"shape"})
+    found = ck.diff(tmp_path / "a.onnx", tmp_path / "q.onnx")
+    assert (found.equal, found.added, found.constants) == (False, ("zero_point",), frozenset())
+
+
+def test_a_graph_needs_no_counter_of_training_batches(tmp_path: Path, save: Save) -> None:
+    onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
+    onnx.save(onnx_model(), tmp_path / "a.onnx")
+    weights = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    counter = {"bn.num_batches_tracked": np.array(7)}
+    assert ck.diff(save("b", {**weights, **counter}), tmp_path / "a.onnx").equal
+    assert not ck.diff(save("b", {**weights, **counter}), save("c", weights)).equal
+    assert not ck.diff(save("b", {**weights, "steps": np.array(7)}), tmp_path / "a.onnx").equal

@@ -20,12 +20,15 @@ from ckptkit.match.reading import Window, shared
 from ckptkit.match.values import Tolerance, Values, comparable, distance
 from ckptkit.rules.follow import follow
 from ckptkit.rules.ruleset import Rules
-from ckptkit.verbs.diff.graphs import others
+from ckptkit.verbs.diff.graphs import is_graph, others
 from ckptkit.verbs.diff.result import Diff, Entry, Kind, Other, Renamed, Side, Spec, Status
 
 __all__ = ["Diff", "Entry", "Other", "Renamed", "Side", "Spec", "diff"]
 
 Checkpoint = TensorGraph | str | os.PathLike[str]
+_SETTINGS = ("int64", "int32", "bool")  # what shapes, axes and masks in initializers are
+_COUNTER = "num_batches_tracked"  # of a batch norm: counts training steps, no graph has use for it
+
 Progress = Callable[[str, int, int], None]  # phase, bytes done, bytes in all
 
 
@@ -78,7 +81,8 @@ def diff(
     if values and any(not e.a or not e.b or not {"values", "shape"}.isdisjoint(e.kinds) for e in entries):
         from ckptkit.verbs.diff.moved import explained
 
-        entries, renamed, constants = explained(left, right, entries)
+        entries, renamed, found = explained(left, right, entries)
+        constants = found & _settings(left, right)
     return Diff(
         a=_side(left),
         b=_side(right),
@@ -88,12 +92,21 @@ def diff(
         other=tuple(others(left, right)),
         tolerance=tolerance,
         read=values,
-        graphs=bool(left.nodes and right.nodes),
     )
 
 
 def _side(graph: TensorGraph) -> Side:
     return Side(graph.origin.path, graph.origin.format, len(graph), graph.nbytes)
+
+
+def _settings(a: TensorGraph, b: TensorGraph) -> frozenset[str]:
+    """Names of what one side alone can have, where one has a graph: its shapes and axes, and torch's batch counters."""
+    if is_graph(a) == is_graph(b):
+        return frozenset()
+    graph, other = (a, b) if is_graph(a) else (b, a)
+    settings = (n for n, t in graph.items() if t.kind == "constant" or t.dtype.name in _SETTINGS)
+    counters = (n for n, t in other.items() if n.rpartition(".")[2] == _COUNTER and not t.shape)
+    return frozenset(settings) | frozenset(counters)
 
 
 def _entries(

@@ -103,12 +103,11 @@ class Diff:
         a, b: the two.
         entries: every name, in the order of A, those only in B after it; without what `renamed` accounts for.
         renamed: tensors found again by content under other names or in other layouts.
-        constants: names on one side only that are settings of a graph, not weights; they are `added` or `removed`
-            entries too, and count only where both sides have a graph.
+        constants: no weights: settings of a graph that the other side lacks because it has no graph, and
+            `num_batches_tracked` that the graph lacks; they are `added` or `removed` entries too, but do not count.
         other: differences outside the tensors.
         tolerance: what counts as close; None: only equal bits are equal.
         read: whether values were compared.
-        graphs: whether both have a graph.
     """
 
     a: Side
@@ -119,7 +118,6 @@ class Diff:
     other: tuple[Other, ...] = ()
     tolerance: Tolerance | None = None
     read: bool = True
-    graphs: bool = False
 
     @property
     def equal(self) -> bool:
@@ -187,5 +185,5 @@ class Diff:
 
     def _counts(self, entry: Entry) -> bool:
         if entry.status in ("added", "removed"):
-            return self.graphs or entry.name not in self.constants
+            return entry.name not in self.constants
         return entry.status == "changed"
