@@ -6,19 +6,12 @@ What is not in this table, nor in `ckptkit.format.pytorch.rebuild`, stays an opa
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptkit.format.pytorch.arrays import scalar
-from ckptkit.format.pytorch.nodes import Dict, Global, Object, Set, untagged
+from ckptkit.format.pytorch.nodes import Dict, Global, Object, Set, Value, untagged
 
 SCALARS = frozenset({str, int, float, bool, type(None)})
-
-
-class Value(NamedTuple):
-    """A plain value with the type name that the file gives it; `value` is None where JSON has no such value."""
-
-    type: str
-    value: Any
 
 
 def simplify(obj: Object) -> object:

@@ -1,7 +1,7 @@
 """What the pickle machine makes of a stream, besides plain values: names, calls, dicts, sets."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 UNKNOWN = object()  # nothing worked out yet
 
@@ -77,6 +77,13 @@ class Set(list[Any]):
     """A set or frozenset as a list; items may recur."""
 
     __slots__ = ()
+
+
+class Value(NamedTuple):
+    """A plain value with the type name that the file gives it; `value` is None where JSON has no such value."""
+
+    type: str
+    value: Any
 
 
 class Text(str):

@@ -18,9 +18,9 @@ from ckptkit.core.errors import CkptError
 from ckptkit.core.graph import Leaf
 from ckptkit.core.tensor import Tensor
 from ckptkit.format.pytorch.composites import number
-from ckptkit.format.pytorch.globals import SCALARS, Opaque, Value, attributes, simplify
+from ckptkit.format.pytorch.globals import SCALARS, Opaque, attributes, simplify
 from ckptkit.format.pytorch.modules import PARTS
-from ckptkit.format.pytorch.nodes import Dict, Global, Object, Set
+from ckptkit.format.pytorch.nodes import Dict, Global, Object, Set, Value
 from ckptkit.format.pytorch.packed import Number, convolution, is_packed, module_members
 from ckptkit.format.pytorch.rebuild import Rebuilder
 from ckptkit.format.pytorch.records import Absent, Rebuilt, noted
