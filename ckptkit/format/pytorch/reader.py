@@ -18,6 +18,7 @@ from ckptkit.core.findings import Finding
 from ckptkit.core.graph import Origin, TensorGraph
 from ckptkit.core.options import ReadOptions
 from ckptkit.core.tensor import Tensor
+from ckptkit.core.words import plural
 from ckptkit.format.pytorch.archive import OLD_EXPORT, Archive, open_archive
 from ckptkit.format.pytorch.assemble import Assembly, assemble, assemble_attributes
 from ckptkit.format.pytorch.content import Content, classes_not_run
@@ -125,7 +126,7 @@ def _exported(archive: Archive, options: ReadOptions) -> TensorGraph:
     era = "torch 2.1 to 2.7" if old else "torch 2.8 or newer"
     findings = list(archive.findings)
     if left:
-        text = f"{len(left)} constants are objects, not tensors, such as {left[0]!r}"
+        text = f"{plural(len(left), 'constant')} of the program: objects, not tensors, such as {left[0]!r}"
         findings.append(Finding("objects-left-out", "note", "", text))
     folders = (f"data/{pt2.WEIGHTS}/", f"data/{pt2.CONSTANTS}/")
     stored = sum(archive.entries[name].size for folder in folders for name in archive.below(folder))

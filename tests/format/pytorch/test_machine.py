@@ -262,6 +262,7 @@ _HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "endless name": (lambda: b"c" + b"a" * (1 << 20) + b"\nb\n.", "over-budget"),
     "marks": (lambda: b"(" * 5_000_000 + b".", "over-budget"),
     "objects": (lambda: b"]" * 8_000_000 + b".", "over-budget"),
+    "copies": (lambda: b"]" + b"2a" * 3_000_000 + b".", "over-budget"),
     "one-tuples": (lambda: b")" + b"\x85" * 8_000_000 + b".", "over-budget"),
     "calls": (lambda: b"cos\nsystem\nq\0)R" + b"h\0)R" * 1_000_000 + b".", "over-budget"),
     "popped lists": (lambda: b"(0" * 500_000 + b"]0" * 800_000 + b"K\x01.", "over-budget"),
