@@ -23,12 +23,8 @@ from ckptkit.verbs.diff import Diff, Entry, Spec, diff
 @click.argument("a", type=click.Path())
 @click.argument("b", type=click.Path())
 @click.option("--no-values", is_flag=True, help="Compare headers only: names, dtypes, shapes, ties, graph.")
-@click.option(
-    "--rtol", type=click.FloatRange(min=0), metavar="X", help="Equal within |a − b| ≤ atol + X·|b|."
-)
-@click.option(
-    "--atol", type=click.FloatRange(min=0), metavar="X", help="Equal within |a − b| ≤ X + rtol·|b|."
-)
+@click.option("--rtol", type=float, metavar="X", help="Equal within |a − b| ≤ atol + X·|b|.")
+@click.option("--atol", type=float, metavar="X", help="Equal within |a − b| ≤ X + rtol·|b|.")
 @options.rules
 @options.let
 @options.reverse

@@ -6,6 +6,7 @@ CODES: dict[str, str] = {
     "ambiguous-weights": "a folder holds several checkpoints; one must be named",
     "archive-bomb": "an archive member claims to inflate to more than the limits allow",
     "bad-slice": "a slice is not understood or does not fit the tensor",
+    "bad-tolerance": "a tolerance is negative or not finite",
     "bytes-unclaimed": "bytes of a file that belong to nothing",
     "changed-on-disk": "a file changed between looking at it and copying from it",
     "checksum-mismatch": "an archive member or data file whose bytes do not give the checksum stated for it",

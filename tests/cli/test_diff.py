@@ -64,6 +64,13 @@ def test_equal_is_one_line_and_exit_code_0(folder: Path, run: Run) -> None:
     assert "tolerance   |a − b| ≤ 0.01 + 0·|b|" in near.stdout
 
 
+@pytest.mark.parametrize("bad", ["nan", "-1", "inf"])
+@pytest.mark.parametrize("option", ["--rtol", "--atol"])
+def test_a_tolerance_that_means_nothing_is_refused(folder: Path, run: Run, option: str, bad: str) -> None:
+    done = run("diff", "base.safetensors", "base.safetensors", option, bad, "--json")
+    assert (done.code, done.json["code"]) == (2, "bad-tolerance")
+
+
 def test_headers_alone(folder: Path, run: Run) -> None:
     done = run("diff", "base.safetensors", "tuned.safetensors", "--no-values", "--exclude", "head*")
     assert (done.code, done.stdout) == (0, "alike       33 tensors in both: all alike in their headers\n")

@@ -63,8 +63,10 @@ def diff(
         progress: called with the phase, the bytes done and all bytes.
 
     Raises CkptError when a checkpoint cannot be read, a pattern or rule applies to nothing, two tensors would
-    get one name, or far more values would be read than are stored.
+    get one name, a tolerance is negative or not finite, or far more values would be read than are stored.
     """
+    given = rtol is not None or atol is not None
+    tolerance = Tolerance(rtol or 0.0, atol or 0.0) if given else None
     graphs = [g if isinstance(g, TensorGraph) else read(g, section, variant=variant) for g in (a, b)]
     left, right = follow(graphs[0], rules, let=let, reverse=reverse, approximate=approximate).graph, graphs[1]
     if include or exclude:
@@ -73,8 +75,6 @@ def diff(
     if values:
         for graph in (left, right):
             refuse_to_stream(graph)
-    given = rtol is not None or atol is not None
-    tolerance = Tolerance(rtol or 0.0, atol or 0.0) if given else None
     entries = list(_entries(left, right, tolerance, values, progress))
     renamed: list[Renamed] = []
     constants: frozenset[str] = frozenset()
