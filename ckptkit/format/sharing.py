@@ -4,6 +4,7 @@ from ckptkit.core.errors import CkptError
 from ckptkit.core.findings import Finding
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.plan import Ties
+from ckptkit.core.words import plural
 
 
 def sharing_losses(graph: TensorGraph, ties: Ties) -> tuple[Finding, ...]:
@@ -38,7 +39,7 @@ def structure_losses(graph: TensorGraph) -> tuple[Finding, ...]:
                 code,
                 "warning",
                 names[0],
-                f"{graph[names[0]].note}: {_MEANING[code]} ({len(names)} such tensors)",
+                f"{graph[names[0]].note}: {_MEANING[code]} ({plural(len(names), 'such tensor')})",
             )
             for code, names in parts.items()
         ),

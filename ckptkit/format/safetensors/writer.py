@@ -22,6 +22,7 @@ from ckptkit.core.findings import Finding
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.plan import Layout, OutputFile, Piece, WriteOptions
 from ckptkit.core.tensor import Tensor
+from ckptkit.core.words import plural
 from ckptkit.format.safetensors.header import METADATA, PREFIX
 from ckptkit.format.sharding import index, shard_names, split
 from ckptkit.format.sharing import sharing_losses, structure_losses
@@ -69,7 +70,7 @@ def layout(graph: TensorGraph, name: str, options: WriteOptions) -> Layout:
                 "ties-in-metadata",
                 "note",
                 dropped,
-                f"{len(plan.ties)} tied names are recorded in the metadata, their bytes written once "
+                f"tied tensors are written once, and {plural(len(plan.ties), 'other name')} in the metadata "
                 f"({dropped} = {kept})",
             )
         )
@@ -88,7 +89,7 @@ def _plan(graph: TensorGraph, options: WriteOptions) -> _Plan:
         dropped, kept = next(iter(ties.items()))
         raise CkptError(
             "tied-tensors",
-            f"{dropped!r} and {kept!r} are one tensor ({len(ties)} tied names in all)",
+            f"{dropped!r} and {kept!r} are one tensor ({plural(len(ties), 'tied name')} in all)",
             graph.origin.path,
             "--ties keep writes it once and records the other name; --ties copy writes it twice",
         )

@@ -14,6 +14,7 @@ from ckptkit.core.staging import Staging, check_target, refuse_inputs
 from ckptkit.core.stream import write_file
 from ckptkit.core.tensor import Tally, Tensor
 from ckptkit.core.version import VERSION
+from ckptkit.core.words import plural
 from ckptkit.format import folder, read
 from ckptkit.match.digest import combine, tensor_digest, tensor_hasher
 from ckptkit.match.receipt import FileRecord, Receipt, TensorRecord
@@ -159,7 +160,7 @@ def _refuse_tally(tally: Tally, plan: Plan) -> None:
         if code not in plan.allowed:
             raise CkptError(
                 code,
-                f"{count} values would be lost",
+                f"{plural(count, 'value')} would be lost",
                 plan.source.origin.path,
                 f"--allow-loss {code} accepts it",
             )
