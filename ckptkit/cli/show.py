@@ -89,8 +89,10 @@ def _text(shown: "Shown", part: str | None) -> list[str]:
         lines += terminal.fact("slice", [f"[{clean(part)}] → {shape(shown.values.shape)}"])
     if stats is not None:
         measures = {"min": stats.minimum, "max": stats.maximum, "mean": stats.mean, "std": stats.std}
-        counts = {"zeros": stats.zeros, "NaN": stats.nan, "Inf": stats.inf}
+        counts = {"zero" if stats.zeros == 1 else "zeros": stats.zeros, "NaN": stats.nan, "Inf": stats.inf}
         texts = [f"{what} {number(value)}" for what, value in measures.items()]
+        if stats.nan or stats.inf:
+            texts[-1] += " (of the finite values)"
         texts += [f"{count(value)} {what}" for what, value in counts.items() if value]
         lines += terminal.fact("statistics", texts)
     width = terminal.width or 120

@@ -6,13 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
-from ckptkit.core.escaping import printable as clean
+from ckptkit.core.escaping import printable
 from ckptkit.core.findings import Finding
 
 _BYTES = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 _COUNTS = ("", "k", "M", "B", "T", "Q")
 _CODES = {"bold": "1", "dim": "2", "red": "31", "yellow": "33"}
 KEY = 12  # width of the words at the start of a line of facts
+
+clean = printable
 
 
 def size(nbytes: int) -> str:
