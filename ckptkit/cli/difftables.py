@@ -88,7 +88,8 @@ def _signature(entry: Entry) -> Hashable:
     shapes = (entry.a.shape, entry.b.shape) if "shape" in entry.kinds else ()
     measured = [entry.values] if entry.values else []
     remarks = (bool(_odd(measured)), _only_bits(measured), bool(entry.how))
-    return (entry.kinds, entry.a.dtype, entry.b.dtype, shapes, entry.values is None, remarks)
+    layouts = (entry.a.layout, entry.b.layout) if "layout" in entry.kinds else ()
+    return (entry.kinds, entry.a.dtype, entry.b.dtype, shapes, layouts, entry.values is None, remarks)
 
 
 def _folded(names: Iterable[tuple[str, Hashable]]) -> Iterator[tuple[str, list[str]]]:
@@ -156,6 +157,8 @@ def _remarks(entry: Entry, measured: Sequence[Values]) -> Iterator[str]:
         yield f"{a.dtype} → {b.dtype}{same}"
     if a.shape != b.shape:
         yield f"{shape(a.shape)} → {shape(b.shape)}"
+    if a.layout != b.layout:
+        yield f"{clean(a.layout) or '–'} → {clean(b.layout) or '–'}"
     if entry.how == f"{b.dtype}({entry.name})":
         yield "rounded"
     elif entry.how:

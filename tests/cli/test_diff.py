@@ -194,7 +194,7 @@ def test_json_holds_everything(folder: Path, run: Run) -> None:
     assert names == sorted(f"layers.{i}.attn.{p}.weight" for i in (6, 7) for p in "qv")
     entry = found["changed"][0]
     assert (entry["kinds"], entry["how"]) == (["values"], "")
-    assert entry["a"] == entry["b"] == {"dtype": "float32", "shape": [4, 4], "tied_to": None}
+    assert entry["a"] == entry["b"] == {"dtype": "float32", "shape": [4, 4], "tied_to": None, "layout": ""}
     assert set(entry["values"]) >= {"max_abs", "max_rel", "rms", "cosine", "changed", "size", "nan", "inf"}
     failed = run("diff", "--json", "base.safetensors", "missing.pt")
     assert (failed.code, failed.json["schema"], failed.json["code"]) == (2, "ckptkit.error/1", "not-found")

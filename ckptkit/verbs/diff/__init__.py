@@ -130,7 +130,7 @@ def _entries(
     firsts = [{name: names[0] for names in some for name in names[1:]} for some in groups]
 
     def spec(side: int, name: str, tensor: Tensor) -> Spec:
-        return Spec(tensor.dtype.name, tensor.shape, firsts[side].get(name))
+        return Spec(tensor.dtype.name, tensor.shape, firsts[side].get(name), _layout(tensor))
 
     for name, tensor in a.items():
         other = b.get(name)
@@ -142,6 +142,7 @@ def _entries(
         facts: tuple[tuple[Kind, bool], ...] = (
             ("dtype", tensor.dtype is not other.dtype),
             ("shape", tensor.shape != other.shape),
+            ("layout", _layout(tensor) != _layout(other)),
             ("values", moved),
             ("tie", ties[0].get(name) != ties[1].get(name)),
         )
@@ -158,6 +159,11 @@ def _entries(
     for name, tensor in b.items():
         if name not in a:
             yield Entry(name, "added", (), None, spec(1, name, tensor))
+
+
+def _layout(tensor: Tensor) -> str:
+    """What the reader says of a part of a sparse, nested or sharded tensor, or of the axis of a quantised one."""
+    return tensor.note if tensor.loss or tensor.dtype.kind == "quantized" else ""
 
 
 def _ties(groups: Sequence[tuple[str, ...]], common: set[str]) -> dict[str, tuple[str, ...]]:

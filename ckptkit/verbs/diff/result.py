@@ -9,7 +9,7 @@ from ckptkit.match.values import Tolerance, Values
 
 SIMILAR = 0.9  # cosine; what was trained from one start is far above, what was not far below
 
-Kind = Literal["dtype", "shape", "values", "tie"]
+Kind = Literal["dtype", "shape", "layout", "values", "tie"]
 Status = Literal["equal", "close", "unread", "changed", "added", "removed"]
 
 
@@ -24,11 +24,19 @@ class Side:
 
 
 class Spec(NamedTuple):
-    """A tensor as its manifest states it; `tied_to` is the first name of its tie group, None for that itself."""
+    """A tensor as its manifest states it.
+
+    Attributes:
+        dtype, shape: canonical name, elements along each dimension.
+        tied_to: the first name of its tie group, None for that itself.
+        layout: what it is a part of: "sparse COO of 3×3", "quantised along axis 0", "local shard of 8×4"; "" for a
+            tensor that stands for itself.
+    """
 
     dtype: str
     shape: tuple[int, ...]
     tied_to: str | None = None
+    layout: str = ""
 
 
 class Entry(NamedTuple):
@@ -38,7 +46,7 @@ class Entry(NamedTuple):
         name: in both checkpoints.
         status: `equal` (every bit); `close` (within the tolerance given); `unread` (nothing differs in the
             headers, values were not asked for); `changed`; `added` (only in B); `removed` (only in A).
-        kinds: what changed, in the order dtype, shape, values, tie.
+        kinds: what changed, in the order dtype, shape, layout, values, tie.
         a, b: the tensor on either side; None where it is not there.
         values: the distance of B from A; None where the values are equal, were not read or cannot be compared.
         how: what makes B from A exactly, where that is known: a cast, a transposition; else "".
