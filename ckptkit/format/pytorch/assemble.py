@@ -24,6 +24,7 @@ from ckptkit.core.tensor import Tensor
 from ckptkit.format.pytorch import sections
 from ckptkit.format.pytorch.globals import SCALARS, entries
 from ckptkit.format.pytorch.rebuild import Rebuilder
+from ckptkit.format.pytorch.refs import shortened
 from ckptkit.format.pytorch.tree import LONE, METADATA, VERSIONS, Branch, Tree, flatten, flatten_attributes
 
 _NAMED = 3  # names that a note lists
@@ -160,7 +161,9 @@ def _below(tree: Tree, section: str) -> list[tuple[str, Tensor]]:
 def _collision(pairs: list[tuple[str, Tensor]]) -> CkptError:
     counts = Counter(name for name, _ in pairs)
     twice = next(name for name, count in counts.items() if count > 1)
-    return CkptError("name-collision", "two tensors of the checkpoint have the same dotted name", twice[:200])
+    return CkptError(
+        "name-collision", "two tensors of the checkpoint have the same dotted name", shortened(twice)
+    )
 
 
 def _metadata(tree: Tree, prefix: str) -> dict[str, str]:

@@ -23,6 +23,7 @@ from ckptkit.format.pytorch.archive import OLD_EXPORT, Archive, open_archive
 from ckptkit.format.pytorch.assemble import Assembly, assemble, assemble_attributes
 from ckptkit.format.pytorch.content import Content, classes_not_run
 from ckptkit.format.pytorch.legacy import is_legacy, read_legacy
+from ckptkit.format.pytorch.refs import shortened
 from ckptkit.format.pytorch.source import Held, Pickles, Source, Span
 from ckptkit.format.pytorch.zipped import ZipStorages, describe, load_member, promised_size, read_zipped
 
@@ -31,15 +32,17 @@ _LIGHTNING = "pytorch-lightning_version"
 
 
 def read(path: str, options: ReadOptions) -> TensorGraph:
-    """The tensor graph of one file. Raises CkptError; the file is named in it."""
+    """The tensor graph of one file. Raises CkptError, whose `where` begins with the file."""
     file = File.at(path)
     try:
         with file.open() as reader:
             return _read(Span.whole(reader), options)
     except CkptError as error:
-        if error.where is None:
-            raise CkptError(error.code, error.message, path, error.hint) from None
-        raise
+        inner = None if error.where is None else str(error.where)
+        if inner is not None and inner.startswith(path):
+            raise
+        where = f"{path}: {shortened(inner)}" if inner else path
+        raise CkptError(error.code, error.message, where, error.hint) from None
 
 
 def _read(span: Span, options: ReadOptions) -> TensorGraph:

@@ -48,6 +48,7 @@ class StorageId(NamedTuple):
 # Storage classes by the modules that ever defined them.
 _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage", "torch.xpu", "torch.mps")
 _MOST = 1 << 63
+_SHOWN = 100  # characters of a path within a file
 _UNTYPED = {"UntypedStorage", "_UntypedStorage"}
 
 # TorchScript names a storage after its element type in C++, also where Python has no class of that name.
@@ -119,6 +120,11 @@ def torch_dtype(value: object) -> DType:
 
 def short(value: object) -> str:
     return str(value)[:100] if type(value) is Global or isinstance(value, str) else type(value).__name__
+
+
+def shortened(path: str) -> str:
+    """A path within a file that fits on a line; its beginning and its end are kept."""
+    return path if len(path) <= _SHOWN else f"{path[: _SHOWN // 2]}…{path[1 - _SHOWN // 2 :]}"
 
 
 def invalid(message: str) -> CkptError:

@@ -24,7 +24,7 @@ from ckptkit.format.pytorch.nodes import Dict, Global, Object, Set, Value
 from ckptkit.format.pytorch.packed import Number, convolution, is_packed, module_members
 from ckptkit.format.pytorch.rebuild import Rebuilder
 from ckptkit.format.pytorch.records import Absent, Rebuilt, noted
-from ckptkit.format.pytorch.refs import StorageRef
+from ckptkit.format.pytorch.refs import StorageRef, shortened
 
 VERSIONS = "_metadata"  # attribute of a state dict: {prefix: {"version": n}}
 METADATA = "ckptkit_metadata"  # attribute of a state dict written by ckptkit: other metadata, str to str
@@ -140,7 +140,7 @@ class _Walk:
         except CkptError as error:
             if error.where is not None or not self.path:
                 raise
-            raise CkptError(error.code, error.message, self.path[:200], error.hint) from None
+            raise CkptError(error.code, error.message, shortened(self.path), error.hint) from None
         self.tree.root.stop = len(self.tree.names)
 
     def drain(self) -> None:

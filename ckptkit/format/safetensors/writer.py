@@ -38,6 +38,7 @@ _RANK = {name: rank for rank, name in enumerate(_ORDER)}
 # Quantised integers whose bytes are those of a plain integer: what is lost is the word "quantised".
 _AS_INTEGERS = {dtype("qint32"): "I32", dtype("qint8"): "I8", dtype("quint8"): "U8"}
 _CURES = {
+    "quantized": "leave it out with --exclude, or dequantize it in torch first",
     "complex": "leave it out with --exclude, or split it into real and imaginary parts first",
     "string": "leave it out with --exclude",
 }
@@ -111,7 +112,9 @@ def _losses(graph: TensorGraph) -> tuple[Finding, ...]:
     if wrong:
         found = graph[wrong[0]].dtype
         more = f", and {len(wrong) - 1} more tensors like it" if len(wrong) > 1 else ""
-        hint = _CURES.get(found.kind, "leave it out with --exclude, or write a .pt")
+        hint = _CURES.get(found.kind, "leave it out with --exclude")
+        if found.kind == "bits":
+            hint += ", or write a .pt"
         raise CkptError("dtype-unsupported", f"safetensors has no {found.name}{more}", wrong[0], hint)
     return tuple(
         Finding(

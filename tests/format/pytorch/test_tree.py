@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ckptkit as ck
 from ckptkit.core.dtypes import dtype
 from ckptkit.core.errors import CkptError
 from ckptkit.core.options import ReadOptions
@@ -587,3 +588,30 @@ def test_the_same_state_dict_twice_is_fine(tmp_path: Path) -> None:
     found = saved(tmp_path, {"model": state, "ema": state, "best": state}, section="all")
     assert len(found.tensors) == 9_000
     assert found.tensors["model.w7"].storage == found.tensors["ema.w7"].storage
+
+
+def _long_twice() -> bytes:
+    key = "k" * 300
+    return pickle.dumps({key: {"end": np.ones(1)}, key + ".end": np.ones(1)})
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "start", "end"),
+    [
+        (b"\x80\x02" + b"]" * 2_000 + b"a" * 1_999 + b".", "over-budget", "0.0.0", ".0.0.0"),
+        (_long_twice(), "name-collision", "kkk", "kkk.end"),
+    ],
+    ids=["deep", "collision"],
+)
+def test_errors_begin_with_the_file(tmp_path: Path, data: bytes, code: str, start: str, end: str) -> None:
+    path = tmp_path / "x.pkl"
+    path.write_bytes(data)
+    with pytest.raises(CkptError) as caught:
+        ck.read(path)
+    assert caught.value.code == code
+    file, _, inner = str(caught.value.where).partition(": ")
+    assert file == str(path)
+    assert len(inner) == 100
+    assert inner.startswith(start)
+    assert inner.endswith(end)
+    assert "…" in inner
