@@ -1,5 +1,6 @@
 """The content finder: whatever was done to a tensor is found and proved, and nothing else is."""
 
+import tracemalloc
 from collections.abc import Mapping
 from typing import Any
 
@@ -404,3 +405,56 @@ def test_constant_biases_go_the_way_of_their_weights(value: float) -> None:
         assert match.sources == (f"{k}.q.bias", f"{k}.k.bias", f"{k}.v.bias")
         assert not match.certain
         assert match.why
+
+
+def test_one_value_throughout_is_never_certain() -> None:
+    for values in (np.zeros(32, "f4"), np.ones(4, "c16"), np.array(5), np.full((3, 3), -1, "i1")):
+        matches = explained(tensors(x=values, w=normal(4, 5)), tensors(y=values, w=normal(4, 5)))
+        assert matches["y"].sources == ("x",)
+        assert not matches["y"].certain
+        assert matches["y"].why
+    assert explained(tensors(x=normal(32)), tensors(y=normal(32)))["y"].certain
+
+
+def test_counters_and_constants_that_kept_their_names_did_not_move() -> None:
+    w = normal(6, 6)
+    result = find(
+        tensors(n1=np.array(10), n2=np.array(20), x=normal(32, seed=1), y=np.zeros(32, "f4"), w=w),
+        tensors(n1=np.array(20), n2=np.array(30), x=np.zeros(32, "f4"), y=normal(32, seed=2), w=w),
+    )
+    assert [match.target for match in result.pairs] == ["w"]
+    assert result.backward == ()
+    assert set(result.unmatched_a) | set(result.constants_a) == {"n1", "n2", "x", "y"}
+
+
+def test_tiny_tensors_are_found_under_their_own_names() -> None:
+    x, half = normal(2, 2), normal(3).astype("f2")
+    assert gist(tensors(x=x, h=normal(3)), tensors(x=x.T, h=half)) == {
+        "x": ("transposed", ("x",)),
+        "h": ("cast", ("h",)),
+    }
+    assert gist(tensors(s=np.array([3])), tensors(s=np.array([[3]]))) == {"s": ("reshaped", ("s",))}
+
+
+def test_votes_are_counted_only_where_there_is_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ckptkit.match.finder.settle import Votes
+
+    def refuse(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(Votes, "add", refuse)
+    x, y = normal(8, 8, seed=1), normal(8, 8, seed=2)
+    assert len(find(tensors(x=x, y=y), tensors(x=x, z=y)).pairs) == 2
+
+
+def test_many_equal_tensors_share_one_list_of_choices() -> None:
+    count = 4000
+    zeros = tensor(np.zeros(8, "f4"))
+    a = {f"layers.{k}.bias": zeros for k in range(count)}
+    b = {f"h.{k}.b": zeros for k in range(count)}
+    tracemalloc.start()
+    try:
+        assert [m.sources[0] for m in find(a, b).pairs] == list(a)
+        assert tracemalloc.get_traced_memory()[1] < 5000 * count
+    finally:
+        tracemalloc.stop()

@@ -58,6 +58,8 @@ __all__ = [
 ]
 
 SMALL = 64  # elements: an integer tensor up to this size is a shape or an axis, not a weight
+TINY = 16  # elements: fewer are no evidence that a tensor moved; counters and factors coincide
+CONSTANT = "one value throughout, which proves nothing; chosen by name"
 
 Tensors = Mapping[str, Tensor]
 
@@ -67,7 +69,8 @@ def find(a: Tensors, b: Tensors, *, same: Collection[str] | None = None) -> Corr
 
     `same` gives the names known to have one shape and equal values on both sides; None has them compared first.
     A name that both have with different values is looked for only among what is not equal by name, so that two
-    tensors that changed places are found; a name that only one side has is looked for everywhere.
+    tensors that changed places are found, or in the other tensor of its name alone if it is tiny or holds one value
+    throughout; a name that only one side has is looked for everywhere.
 
     Reads each tensor that is searched for once, and again to prove what was found; memory stays within a few blocks,
     plus one tensor that is not stored plainly and has to be rearranged. Raises what reading raises.
@@ -91,12 +94,16 @@ class _Search:
         backward: dict[str, Match] = {}
         if left_a or left_b:
             fixed = list(pairs.values())
-            _add(pairs, settle(self._explain(left_b, left_a, self.a), fixed))
-            _add(pairs, analogies(_without(left_b, pairs), left_a, pairs))
+            self.prints.take((*left_b.values(), *left_a.values()))
+            own = {name for name, t in left_b.items() if name in left_a and self._stays(left_a[name], t)}
+            _add(pairs, self._in_place(own))
+            other_b, other_a = _without(left_b, own), _without(left_a, own)
+            _add(pairs, settle(self._explain(other_b, other_a, self.a), fixed))
+            _add(pairs, analogies(_without(other_b, pairs), other_a, pairs))
             _add(pairs, folds(_without(left_b, pairs), self.a))
             used = {name for match in pairs.values() for name in match.sources}
             left_a, left_b = _without(left_a, used), _without(left_b, pairs)
-            _add(backward, settle(self._explain(left_a, left_b, self.b)))
+            _add(backward, settle(self._explain(_without(left_a, own), _without(left_b, own), self.b)))
             if not any(match.how == "folded" for match in pairs.values()):
                 _add(backward, folds(_without(left_a, backward), self.b))
         return self._report(pairs, backward)
@@ -132,10 +139,34 @@ class _Search:
             return self._known(name)
         return None
 
+    def _stays(self, one: Tensor, other: Tensor) -> bool:
+        """Whether two tensors of one name say too little to be found under others."""
+        marks = self.prints[one], self.prints[other]
+        return max(one.size, other.size) < TINY or any(mark.constant for mark in marks)
+
+    def _in_place(self, names: Iterable[str]) -> Iterator[Match]:
+        """Tensors that are the other one of their name in another layout or dtype."""
+        for name in names:
+            one, other = self.a[name], self.b[name]
+            if one.size != other.size or not (one.dtype is not other.dtype or self._kept(one, other)):
+                continue
+            for stage in (exact, rearranged, converted):
+                found = next(iter(stage({name: other}, {name: one}, self.prints)), None)
+                if found is not None:
+                    yield found.match
+                    break
+
     def _explain(self, targets: Tensors, near: Tensors, sources: Tensors) -> Iterator[Proposal]:
+        """The proposals; those for constants say that they prove little."""
+        for proposal in self._proposals(targets, near, sources):
+            if self.prints[targets[proposal.match.target]].constant:
+                yield replace(proposal, match=replace(proposal.match, certain=False, why=CONSTANT))
+            else:
+                yield proposal
+
+    def _proposals(self, targets: Tensors, near: Tensors, sources: Tensors) -> Iterator[Proposal]:
         """Proposals for the targets from `near`; for names that the other side lacks, from all `sources`."""
         prints = self.prints
-        prints.take((*targets.values(), *near.values()))
         left = dict(targets)
         new = {name: t for name, t in targets.items() if name not in sources}
         wanted = {(t.dtype.name, t.size) for t in new.values()}
@@ -179,8 +210,11 @@ class _Search:
                 yield proposal
 
     def _changed(self, one: Tensor, other: Tensor) -> bool:
-        kept = one.dtype is other.dtype and self.prints[one].sums == self.prints[other].sums
-        return one.shape == other.shape and not kept
+        return one.shape == other.shape and not self._kept(one, other)
+
+    def _kept(self, one: Tensor, other: Tensor) -> bool:
+        """Whether the elements are still there, in whatever order."""
+        return one.dtype is other.dtype and self.prints[one].sums == self.prints[other].sums
 
 
 def _add(matches: dict[str, Match], more: Iterable[Match]) -> None:

@@ -44,9 +44,14 @@ def fingerprint(tensor: Tensor) -> Print:
     constant = True
     value = None
     mixer = Mixer() if kind else None
+    width = max(1, tensor.dtype.bits // 8)
     for chunk in tensor.chunks(READ):
         hasher.update(chunk)
         if mixer is None or kind is None:
+            if constant and len(chunk):
+                rows: Array = np.frombuffer(chunk, np.uint8).reshape(-1, width)
+                value = rows[0] if value is None else value
+                constant = bool((rows == value).all())
             continue
         values: Array = np.frombuffer(chunk, kind)
         if value is None and len(values):
@@ -58,7 +63,7 @@ def fingerprint(tensor: Tensor) -> Print:
             first += int(np.add.reduce(plain, dtype=np.uint32))
             second += int(np.add.reduce(mixed, dtype=np.uint32))
     sums = None if kind is None else (first & 0xFFFFFFFF) << 32 | second & 0xFFFFFFFF
-    return Print(hasher.digest(), sums, constant and kind is not None)
+    return Print(hasher.digest(), sums, constant)
 
 
 def _unit(tensor: Tensor) -> str | None:

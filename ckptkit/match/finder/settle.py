@@ -34,7 +34,10 @@ def settle(proposals: Iterable[Proposal], fixed: Iterable[Match] = ()) -> list[M
     for match in chain(fixed, matches):
         for name in match.sources:
             votes.add(name, match.target)
-    for group in sorted(groups.values(), key=lambda some: sum(map(len, some[0].choices.values())) * len(some)):
+    smallest_first = sorted(
+        groups.values(), key=lambda some: sum(map(len, some[0].choices.values())) * len(some)
+    )
+    for group in smallest_first:
         picked: list[dict[str, str]] = [{} for _ in group]
         for place, options in enumerate(group[0].choices.values()):
             targets = [proposal.match.target for proposal in group]
@@ -45,8 +48,9 @@ def settle(proposals: Iterable[Proposal], fixed: Iterable[Match] = ()) -> list[M
         for names, proposal in zip(picked, group, strict=True):
             match = proposal.settled(names)
             matches.append(match)
-            for name in match.sources:
-                votes.add(name, match.target)
+            if group is not smallest_first[-1]:
+                for name in match.sources:
+                    votes.add(name, match.target)
     return matches
 
 
