@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ckptkit.verbs.convert import Plan, Receipt, convert, plan, write
     from ckptkit.verbs.diff import Diff, diff
     from ckptkit.verbs.digest import Digest, digest
+    from ckptkit.verbs.prove import Proof, prove
     from ckptkit.verbs.scan import ScanReport, scan
 
 _HOME = {
@@ -39,6 +40,7 @@ _HOME = {
     "Digest": "ckptkit.verbs.digest",
     "Finding": "ckptkit.core.findings",
     "Plan": "ckptkit.verbs.convert",
+    "Proof": "ckptkit.verbs.prove",
     "Receipt": "ckptkit.verbs.convert",
     "Rewrite": "ckptkit.rules.outcome",
     "Rules": "ckptkit.rules.ruleset",
@@ -50,6 +52,7 @@ _HOME = {
     "digest": "ckptkit.verbs.digest",
     "formats": "ckptkit.format",
     "plan": "ckptkit.verbs.convert",
+    "prove": "ckptkit.verbs.prove",
     "read": "ckptkit.format",
     "scan": "ckptkit.verbs.scan",
     "write": "ckptkit.verbs.convert",
@@ -63,6 +66,7 @@ __all__ = [
     "Digest",
     "Finding",
     "Plan",
+    "Proof",
     "Receipt",
     "Rewrite",
     "Rules",
@@ -74,6 +78,7 @@ __all__ = [
     "digest",
     "formats",
     "plan",
+    "prove",
     "read",
     "scan",
     "write",

@@ -26,6 +26,7 @@ _COMMANDS = {
     "scan": "Gate",
     "convert": "Change",
     "rules": "Change",
+    "prove": "Deploy",
     "formats": "About",
 }
 _EPILOG = """\b
