@@ -34,6 +34,7 @@ def _size(text: str) -> int:
         "ckptkit convert last.ckpt model.safetensors --rules strip:model. --dtype bfloat16 -n",
         "ckptkit convert llama/ llama-bf16/ --dtype bfloat16 --max-shard-size 5GB",
         "ckptkit convert model.onnx big.onnx --onnx-data external",
+        "ckptkit convert tuned.pt tuned.onnx --into base.onnx --exported-from base.pt",
     )
 )
 @click.argument("src", type=click.Path())
@@ -70,7 +71,23 @@ def _size(text: str) -> int:
     help="ONNX weights inside the model or beside it.",
 )
 @click.option(
-    "--metadata", metavar="KEY=VALUE", type=options.pair, multiple=True, help="Set a metadata key. Repeatable."
+    "--into", metavar="BASE.onnx", type=click.Path(), help="Put the weights into the graph of this model."
+)
+@click.option(
+    "--exported-from",
+    metavar="PATH",
+    type=click.Path(),
+    help="The checkpoint that BASE.onnx was exported from.",
+)
+@click.option(
+    "--name-map", metavar="FILE.json", type=click.Path(), help="With --into: write which weight went where."
+)
+@click.option(
+    "--metadata",
+    metavar="KEY=VALUE",
+    type=options.pair,
+    multiple=True,
+    help="Set a metadata key. Repeatable.",
 )
 @click.option("--no-metadata", is_flag=True, help="Drop the metadata of the source.")
 @click.option(
@@ -148,7 +165,7 @@ def _refuse(decided: "Plan", receipt: str | None, overwrite: bool) -> None:
     if refusal is not None:
         raise refusal
     check_target(Path(decided.target).absolute(), folder=decided.folder, overwrite=overwrite)
-    for side in filter(None, (decided.sidecar, receipt)):
+    for side in filter(None, (decided.sidecar, decided.name_map, receipt)):
         check_target(Path(side).absolute(), folder=False, overwrite=overwrite)
 
 
@@ -164,6 +181,8 @@ def _planned(decided: "Plan", terminal: Terminal) -> Iterator[str]:
     facts.append(f"memory ≤ {size(decided.memory)}")
     yield from terminal.fact("plan", facts)
     details = []
+    if decided.into is not None:
+        details.append(_into(decided))
     if decided.left_out:
         details.append(f"left out: {', '.join(map(clean, decided.left_out))}")
     ties = decided.graph.ties()
@@ -176,6 +195,20 @@ def _planned(decided: "Plan", terminal: Terminal) -> Iterator[str]:
         details.append(f"and {len(decided.notes) - _SHOWN} more notes")
     for detail in details:
         yield from terminal.prose("", detail) if terminal.width else [" " * KEY + detail]
+
+
+def _into(decided: "Plan") -> str:
+    """How the weights come into the graph, in one line."""
+    assert decided.into is not None
+    done = decided.into.done
+    ways = Counter(
+        placed.operation.partition("(")[0] for placed in done.weights if len(placed.operation.split("(")) > 1
+    )
+    ways_text = "".join(f", {n} by {clean(way)}" for way, n in ways.most_common())
+    kept = sum(placed.kept for placed in done.weights)
+    text = f"into {clean(decided.into.base.origin.path)}: {plural(len(done.weights), 'weight')}{ways_text}"
+    text += f", {kept} unchanged" if kept else ""
+    return f"{text}; {plural(len(done.constants), 'constant')} of the graph stay" if done.constants else text
 
 
 def _wrote(done: "Receipt", decided: "Plan", terminal: Terminal) -> Iterator[str]:

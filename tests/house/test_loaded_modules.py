@@ -79,6 +79,8 @@ CASES: list[tuple[str, set[str], int]] = [
     ("convert x.pt y.safetensors --receipt r.json", {"blake3"}, 0),
     ("convert x.pt y.safetensors --verify", {"safetensors", *NUMBERS}, 0),
     ("convert x.safetensors y.onnx", NONE, 2),
+    ("convert x.pt y.onnx --into x.onnx", NONE, 0),
+    ("convert x.pt y.onnx --into x.onnx --exported-from x.safetensors", NUMBERS, 0),
     ("prove x.onnx", NONE, 2),
     ("prove x.onnx --against x.onnx --module m:f", NONE, 2),
     ("prove x.onnx --module m:f", NONE, 2),

@@ -20,6 +20,7 @@ from ckptkit.match.quantized import quantized_members
 from ckptkit.rules.follow import follow
 from ckptkit.rules.outcome import Rewrite, Trace
 from ckptkit.rules.ruleset import Rules
+from ckptkit.verbs.convert.into import Into, casts, put_into, settled
 
 MAX_EXPAND = 16.0
 EXPAND_FLOOR = 1 << 30
@@ -43,6 +44,7 @@ class Plan:
         losses: what cannot be carried; each code must be in `allowed` for `write` to start.
         notes: what else is worth telling.
         memory: upper bound in bytes of the buffers held while writing.
+        into: the graph that the weights go into, if not one of their own; `name_map` is where its map goes.
     """
 
     source: TensorGraph
@@ -61,11 +63,18 @@ class Plan:
     memory: int
     sidecar: str | None = None
     extras: tuple[OutputFile, ...] = ()
+    into: Into | None = None
+    name_map: str | None = None
 
     @property
     def files(self) -> tuple[OutputFile, ...]:
         """Every file that will be written, side files of a folder included; the target's own file last."""
         return (*self.extras, *self.layout.files)
+
+    @property
+    def inputs(self) -> tuple[TensorGraph, ...]:
+        """Every checkpoint that is read, the source first."""
+        return (self.source, *(self.into.inputs if self.into else ()))
 
     @property
     def nbytes(self) -> int:
@@ -102,6 +111,9 @@ def plan(
     max_expand: float = MAX_EXPAND,
     sidecar: str | os.PathLike[str] | None = None,
     with_code: bool = False,
+    into: str | os.PathLike[str] | None = None,
+    exported_from: str | os.PathLike[str] | None = None,
+    name_map: str | os.PathLike[str] | None = None,
 ) -> Plan:
     """Decide a conversion without writing anything.
 
@@ -125,6 +137,10 @@ def plan(
         max_expand: refuse to write more than this many times the stored bytes (beyond 1 GiB).
         sidecar: JSON file for the non-tensor objects.
         with_code: a folder's `*.py` files are copied too.
+        into: ONNX model whose graph the weights go into, its own weights replaced; DST gets that graph.
+        exported_from: the checkpoint that `into` was exported from, by which renamed, transposed, joined and folded
+            weights are found; without it names decide.
+        name_map: JSON file for the map from weights of the graph to those of the checkpoint.
 
     Raises:
         CkptError: the source cannot be read or the target not be written in that format.
@@ -137,6 +153,15 @@ def plan(
     original = {name: step.sources[0] if step.sources else "" for name, step in rewrite.trace.items()}
     keep = frozenset(matching(source, keep_dtype)) if keep_dtype else frozenset()
     graph, cast = _cast(rewrite, dtype, keep)
+    put: Into | None = None
+    if into is not None:
+        read_weights = graph
+        put, rewrite = put_into(replace(rewrite, graph=graph), into, exported_from, section, include, exclude)
+        graph, cast = rewrite.graph, casts(put, read_weights)
+        original = {name: step.sources[0] if step.sources else "" for name, step in rewrite.trace.items()}
+    elif exported_from is not None or name_map is not None:
+        option = "--exported-from" if exported_from is not None else "--name-map"
+        raise CkptError("usage", f"{option} goes with a graph to put weights into", None, "--into BASE.onnx")
     graph = replace(graph, metadata=_metadata(graph, metadata, no_metadata))
     _refuse_bomb(graph, max_expand)
 
@@ -145,6 +170,12 @@ def plan(
     options = WriteOptions(ties=ties, max_shard_size=max_shard_size, external=external, taken=taken)
     stem = folder.weights_name(writer.name, graph) if into_folder else target.name
     layout = writer.load().layout(graph, stem, options)
+    notes: tuple[Finding, ...] = ()
+    if put is not None:
+        if writer.name != "onnx":
+            raise CkptError("usage", "a graph with new weights is written as ONNX", str(target), "--to onnx")
+        layout, kept = settled(layout, put)
+        notes = (kept,)
     if not into_folder and writer.name != "onnx" and len(layout.files) > 1:
         raise CkptError(
             "needs-folder", "several files need a folder to stand in", target, f"write to {target.stem}/"
@@ -160,15 +191,22 @@ def plan(
         names=original,
         trace=rewrite.trace,
         cast=cast,
-        left_out=_left_out(whole, source, rewrite, extras, sidecar is not None),
-        losses=layout.losses,
-        notes=(*whole.findings, *rewrite.findings, *layout.notes),
+        left_out=(
+            *_left_out(whole, source, rewrite, extras, sidecar is not None),
+            *(put.left_out if put else ()),
+        ),
+        losses=(*(put.done.losses if put else ()), *layout.losses),
+        notes=(*whole.findings, *rewrite.findings, *layout.notes, *notes),
         allowed=frozenset(allow_loss),
         memory=max(map(memory_bound, layout.files), default=0),
         sidecar=None if sidecar is None else os.fspath(sidecar),
         extras=extras,
+        into=put,
+        name_map=None if name_map is None else os.fspath(name_map),
     )
-    refuse_inputs(whole, [result.target, *filter(None, [result.sidecar])])
+    targets = [result.target, *filter(None, [result.sidecar, result.name_map])]
+    for read_one in (whole, *result.inputs[1:]):
+        refuse_inputs(read_one, targets)
     return result
 
 

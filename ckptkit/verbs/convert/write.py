@@ -46,8 +46,9 @@ def write(
     refusal = plan.refusal()
     if refusal is not None:
         raise refusal
-    beside = [path for path in (plan.sidecar, receipt) if path is not None]
-    refuse_inputs(plan.source, [plan.target, *beside])
+    beside = [path for path in (plan.sidecar, plan.name_map, receipt) if path is not None]
+    for graph in plan.inputs:
+        refuse_inputs(graph, [plan.target, *beside])
     for path in beside:
         check_target(Path(os.path.abspath(path)), folder=False, overwrite=overwrite)
 
@@ -87,6 +88,8 @@ def write(
         texts = {}
         if plan.sidecar is not None:
             texts[plan.sidecar] = _sidecar(plan)
+        if plan.name_map is not None and plan.into is not None:
+            texts[plan.name_map] = plan.into.text()
         if receipt is not None:
             texts[os.fspath(receipt)] = result.text()
         staged = []
@@ -150,7 +153,7 @@ def _receipt(
         source_format=plan.source.origin.format,
         target=plan.target,
         target_format=plan.format,
-        inputs=tuple(FileRecord(f.path, f.size) for f in plan.source.origin.files),
+        inputs=tuple(FileRecord(f.path, f.size) for graph in plan.inputs for f in graph.origin.files),
         outputs=tuple(FileRecord(str(root / f.path), f.size) for f in plan.files),
         section=plan.source.origin.section,
         tensors=tensors,
