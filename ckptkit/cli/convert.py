@@ -83,6 +83,13 @@ def _size(text: str) -> int:
     "--name-map", metavar="FILE.json", type=click.Path(), help="With --into: write which weight went where."
 )
 @click.option(
+    "--prove", is_flag=True, help="Run the ONNX model written, and SRC or --module; refuse other outputs."
+)
+@click.option(
+    "--module", metavar="P:F", help="With --prove: the module of the weights, package.module:factory."
+)
+@click.option("--allow-code", is_flag=True, help="Let --module run its code.")
+@click.option(
     "--metadata",
     metavar="KEY=VALUE",
     type=options.pair,
@@ -219,6 +226,8 @@ def _wrote(done: "Receipt", decided: "Plan", terminal: Terminal) -> Iterator[str
         facts.append("every byte compared, and opened with the reference library")
     else:
         facts.append("every byte compared")
+    if done.proved is not None:
+        facts.append(f"same outputs as {clean(done.proved)}")
     facts += [f"allowed {clean(code)} ×{n}" for code, n in done.losses.items()]
     yield from terminal.fact("wrote", facts)
 
@@ -249,6 +258,7 @@ def _plan_json(decided: "Plan") -> str:
                 }
                 for name, tensor in decided.graph.items()
             ],
+            "into": None if decided.into is None else decided.into.name_map(),
             "ties": decided.graph.ties(),
             "left_out": decided.left_out,
             "losses": decided.losses,

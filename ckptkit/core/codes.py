@@ -90,6 +90,7 @@ CODES: dict[str, str] = {
     "plan-invalid": "a writer planned an impossible file (a defect of ckptkit or of a plugin)",
     "plugin-broken": "an installed format plugin cannot be loaded",
     "polyglot": "a file that is of several kinds at once",
+    "prove-failed": "a model does not give the outputs of what it was made from",
     "prove-inputs": "inputs that a model cannot be run on, or that cannot be made for it",
     "quantized-as-integers": "quantised values become plain integers with their scales beside them",
     "rank-files": "one file per rank, each with a part of every tensor",

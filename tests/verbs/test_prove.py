@@ -253,3 +253,37 @@ def test_a_module_is_the_reference(tmp_path: Path, run: Run, monkeypatch: pytest
     for spec in ("own_models:number", "own_models:none", "nowhere:build", "own_models", "os:system('x')"):
         done = run("prove", a, "--module", spec, "--allow-code")
         assert (done.code, done.stderr.split(":")[0]) == (2, "error[module-invalid]"), spec
+
+
+def test_a_conversion_is_proved_before_it_is_put_in_place(tmp_path: Path, run: Run) -> None:
+    a = linear(tmp_path / "a.onnx")
+    done = run("convert", a, tmp_path / "b.onnx", "--prove", "--onnx-data", "external")
+    assert done.code == 0
+    assert f"same outputs as {a}" in done.stdout
+    refused = run("convert", a, tmp_path / "b.safetensors", "--prove")
+    assert (refused.code, refused.stderr.split(":")[0]) == (2, "error[usage]")
+    assert run("convert", a, tmp_path / "c.onnx", "--module", "m:f").code == 2
+
+
+def test_weights_put_into_a_graph_are_proved_by_their_module(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch", reason="needs the torch extra")
+    (tmp_path / "other_models.py").write_text(
+        "import torch\nclass Bare(torch.nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.w = torch.nn.Parameter(torch.zeros(4, 3))\n"
+        "    def forward(self, x):\n        return x @ self.w\n"
+        "class Twice(Bare):\n    def forward(self, x):\n        return 2 * super().forward(x)\n",
+        "utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    torch.save({"w": torch.from_numpy(W + 1)}, tmp_path / "w.pt")
+    linear(tmp_path / "base.onnx")
+    line = ("convert", "w.pt", "new.onnx", "--into", "base.onnx", "--prove")
+    assert "error[usage]" in run(*line).stderr
+    assert "error[code-refused]" in run(*line, "--module", "other_models:Bare").stderr
+    wrong = run(*line, "--module", "other_models:Twice", "--allow-code")
+    assert (wrong.code, wrong.stderr.split(":")[0]) == (2, "error[prove-failed]")
+    assert not (tmp_path / "new.onnx").exists()
+    assert run(*line, "--module", "other_models:Bare", "--allow-code").code == 0
+    assert (tmp_path / "new.onnx").exists()

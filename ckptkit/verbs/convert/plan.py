@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ckptkit.core.collector import paused
 from ckptkit.core.dtypes import DTYPES
@@ -20,7 +20,10 @@ from ckptkit.match.quantized import quantized_members
 from ckptkit.rules.follow import follow
 from ckptkit.rules.outcome import Rewrite, Trace
 from ckptkit.rules.ruleset import Rules
-from ckptkit.verbs.convert.into import Into, casts, put_into, settled
+
+if TYPE_CHECKING:
+    from ckptkit.match.proof.proving import Reference
+    from ckptkit.verbs.convert.into import Into
 
 MAX_EXPAND = 16.0
 EXPAND_FLOOR = 1 << 30
@@ -45,6 +48,7 @@ class Plan:
         notes: what else is worth telling.
         memory: upper bound in bytes of the buffers held while writing.
         into: the graph that the weights go into, if not one of their own; `name_map` is where its map goes.
+        reference: what the model written must give the same outputs as, before it is put in place.
     """
 
     source: TensorGraph
@@ -63,8 +67,9 @@ class Plan:
     memory: int
     sidecar: str | None = None
     extras: tuple[OutputFile, ...] = ()
-    into: Into | None = None
+    into: "Into | None" = None
     name_map: str | None = None
+    reference: "Reference | None" = None
 
     @property
     def files(self) -> tuple[OutputFile, ...]:
@@ -114,6 +119,9 @@ def plan(
     into: str | os.PathLike[str] | None = None,
     exported_from: str | os.PathLike[str] | None = None,
     name_map: str | os.PathLike[str] | None = None,
+    prove: bool = False,
+    module: str | None = None,
+    allow_code: bool = False,
 ) -> Plan:
     """Decide a conversion without writing anything.
 
@@ -141,6 +149,8 @@ def plan(
         exported_from: the checkpoint that `into` was exported from, by which renamed, transposed, joined and folded
             weights are found; without it names decide.
         name_map: JSON file for the map from weights of the graph to those of the checkpoint.
+        prove: run the ONNX model written, and its source, or a `module` (`package.module:factory`) with the weights
+            of the source; different outputs are an error. A module needs `allow_code`.
 
     Raises:
         CkptError: the source cannot be read or the target not be written in that format.
@@ -153,8 +163,13 @@ def plan(
     original = {name: step.sources[0] if step.sources else "" for name, step in rewrite.trace.items()}
     keep = frozenset(matching(source, keep_dtype)) if keep_dtype else frozenset()
     graph, cast = _cast(rewrite, dtype, keep)
-    put: Into | None = None
+    reference = _reference(source, graph, module, allow_code) if prove else None
+    if module is not None and not prove:
+        raise CkptError("usage", "--module is what a model is proved against", module, "--prove")
+    put: "Into | None" = None
     if into is not None:
+        from ckptkit.verbs.convert.into import casts, put_into
+
         read_weights = graph
         put, rewrite = put_into(replace(rewrite, graph=graph), into, exported_from, section, include, exclude)
         graph, cast = rewrite.graph, casts(put, read_weights)
@@ -174,6 +189,8 @@ def plan(
     if put is not None:
         if writer.name != "onnx":
             raise CkptError("usage", "a graph with new weights is written as ONNX", str(target), "--to onnx")
+        from ckptkit.verbs.convert.into import settled
+
         layout, kept = settled(layout, put)
         notes = (kept,)
     if not into_folder and writer.name != "onnx" and len(layout.files) > 1:
@@ -203,11 +220,36 @@ def plan(
         extras=extras,
         into=put,
         name_map=None if name_map is None else os.fspath(name_map),
+        reference=reference,
     )
+    if reference is not None and writer.name != "onnx":
+        raise CkptError("usage", "only an ONNX model is proved", result.target, "leave --prove out")
     targets = [result.target, *filter(None, [result.sidecar, result.name_map])]
     for read_one in (whole, *result.inputs[1:]):
         refuse_inputs(read_one, targets)
     return result
+
+
+def _reference(
+    source: TensorGraph, weights: TensorGraph, module: str | None, allow_code: bool
+) -> "Reference":
+    """What the output is proved against: the module, with the weights that are written, or the source."""
+    from ckptkit.match.proof.proving import Reference
+
+    if module is not None:
+        if not allow_code:
+            raise CkptError(
+                "code-refused", "making a module runs its code", module, "--allow-code, if you trust it"
+            )
+        return Reference(module=module, weights=weights)
+    if not source.nodes:
+        raise CkptError(
+            "usage",
+            "weights alone give no outputs to prove against",
+            source.origin.path,
+            "--module package.module:factory makes the module they are for",
+        )
+    return Reference(against=source.origin.path)
 
 
 def _cast(rewrite: Rewrite, dtype: str | None, keep: frozenset[str]) -> tuple[TensorGraph, dict[str, str]]:

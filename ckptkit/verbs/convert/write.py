@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckptkit.core.errors import CkptError
 from ckptkit.core.plan import OutputFile, Piece
@@ -17,6 +17,9 @@ from ckptkit.match.digest import combine, tensor_digest, tensor_hasher
 from ckptkit.match.receipt import FileRecord, Receipt, TensorRecord
 from ckptkit.match.written import check_header, compare_bytes, open_with_reference
 from ckptkit.verbs.convert.plan import Plan, refuse_inputs
+
+if TYPE_CHECKING:
+    from ckptkit.match.proof.proving import Proof
 
 Progress = Callable[[str, int, int], None]
 
@@ -84,7 +87,8 @@ def write(
         reference = verify and open_with_reference(
             plan.format, [staging.path / f.path for f in plan.layout.files]
         )
-        result = _receipt(plan, hashers, tally, verify, reference or None)
+        proof = None if plan.reference is None else plan.reference.prove(entry)
+        result = _receipt(plan, hashers, tally, verify, reference or None, proof)
         texts = {}
         if plan.sidecar is not None:
             texts[plan.sidecar] = _sidecar(plan)
@@ -125,7 +129,12 @@ def _observer(piece: Piece, hashers: dict[str, Any]) -> Any:
 
 
 def _receipt(
-    plan: Plan, hashers: Mapping[str, Any], tally: Tally, verified: bool, reference: bool | None
+    plan: Plan,
+    hashers: Mapping[str, Any],
+    tally: Tally,
+    verified: bool,
+    reference: bool | None,
+    proof: "Proof | None",
 ) -> Receipt:
     ties = plan.graph.ties()
     digests = {name: hasher.hexdigest() for name, hasher in hashers.items()}
@@ -163,6 +172,7 @@ def _receipt(
         digest=combine(digests) if digests else None,
         verified=verified,
         reference=reference,
+        proved=None if proof is None else proof.b,
         version=VERSION,
     )
 
