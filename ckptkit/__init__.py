@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ckptkit.verbs.convert import Plan, Receipt, convert, plan, write
     from ckptkit.verbs.diff import Diff, diff
     from ckptkit.verbs.digest import Digest, digest
+    from ckptkit.verbs.export import Exported, export
     from ckptkit.verbs.prove import Proof, prove
     from ckptkit.verbs.scan import ScanReport, scan
 
@@ -38,6 +39,7 @@ _HOME = {
     "DType": "ckptkit.core.dtypes",
     "Diff": "ckptkit.verbs.diff",
     "Digest": "ckptkit.verbs.digest",
+    "Exported": "ckptkit.verbs.export",
     "Finding": "ckptkit.core.findings",
     "Plan": "ckptkit.verbs.convert",
     "Proof": "ckptkit.verbs.prove",
@@ -50,6 +52,7 @@ _HOME = {
     "convert": "ckptkit.verbs.convert",
     "diff": "ckptkit.verbs.diff",
     "digest": "ckptkit.verbs.digest",
+    "export": "ckptkit.verbs.export",
     "formats": "ckptkit.format",
     "plan": "ckptkit.verbs.convert",
     "prove": "ckptkit.verbs.prove",
@@ -64,6 +67,7 @@ __all__ = [
     "DType",
     "Diff",
     "Digest",
+    "Exported",
     "Finding",
     "Plan",
     "Proof",
@@ -76,6 +80,7 @@ __all__ = [
     "convert",
     "diff",
     "digest",
+    "export",
     "formats",
     "plan",
     "prove",

@@ -26,6 +26,7 @@ _COMMANDS = {
     "scan": "Gate",
     "convert": "Change",
     "rules": "Change",
+    "export": "Deploy",
     "prove": "Deploy",
     "formats": "About",
 }

@@ -23,6 +23,7 @@ CODES: dict[str, str] = {
     "empty-file": "the file has no bytes",
     "exists": "the target exists already",
     "expands": "far more bytes would be written than are stored",
+    "export-failed": "torch's exporter cannot export a module",
     "fold-inexact": "folds are repeated by a formula that does not give the base's values exactly",
     "format-unknown": "a file or a name that is no format ckptkit knows",
     "format-unsupported": "a known format that ckptkit does not read",

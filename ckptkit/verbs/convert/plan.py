@@ -166,7 +166,7 @@ def plan(
     reference = _reference(source, graph, module, allow_code) if prove else None
     if module is not None and not prove:
         raise CkptError("usage", "--module is what a model is proved against", module, "--prove")
-    put: "Into | None" = None
+    put: Into | None = None
     if into is not None:
         from ckptkit.verbs.convert.into import casts, put_into
 
