@@ -58,7 +58,7 @@ def layout(graph: TensorGraph, name: str, options: WriteOptions) -> Layout:
             "graph-needed",
             f"ONNX needs a graph, and {graph.origin.path} holds weights only",
             None,
-            "--into BASE.onnx puts them into an existing model; .safetensors and .pt need no graph",
+            "torch.onnx.export makes one from the module; .safetensors and .pt need none",
         )
     if options.max_shard_size is not None:
         raise CkptError(
