@@ -72,8 +72,11 @@ def command(
     """
     from ckptkit.verbs.export import export
 
-    logging.getLogger("torch").setLevel(logging.ERROR)  # of packages that the module does not use
-    done = export(src, dst, inputs=inputs, dynamic=dict(dynamic), **chosen)
+    logging.disable(logging.WARNING)  # torch tells of packages that the module does not use
+    try:
+        done = export(src, dst, inputs=inputs, dynamic=dict(dynamic), **chosen)
+    finally:
+        logging.disable(logging.NOTSET)
     if style == "json":
         from ckptkit.cli import jsontext
 
