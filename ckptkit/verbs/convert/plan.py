@@ -167,6 +167,8 @@ def plan(
     if module is not None and not prove:
         raise CkptError("usage", "--module is what a model is proved against", module, "--prove")
     put: Into | None = None
+    if into is not None and dtype is not None:
+        raise CkptError("usage", "weights get the dtypes of the graph they go into", None, "leave --dtype out")
     if into is not None:
         from ckptkit.verbs.convert.into import casts, put_into
 
