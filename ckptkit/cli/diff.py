@@ -103,9 +103,9 @@ def _spec(spec: Spec | None) -> str:
 
 
 def _json(found: Diff, chosen: dict[str, Any]) -> Iterator[str]:
-    from ckptkit.cli import jsontext
+    from ckptkit.core.jsonable import dumps
 
-    yield jsontext.dumps(
+    yield dumps(
         {
             "schema": "ckptkit.diff/1",
             "verdict": found.verdict,

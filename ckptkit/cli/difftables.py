@@ -11,8 +11,9 @@ from math import sqrt
 from os.path import commonprefix
 from typing import Any, NamedTuple
 
-from ckptkit.cli.text import clean, plural, shape, shorten
+from ckptkit.cli.text import clean, shape, shorten
 from ckptkit.core.names import Branch, fold, natural, unfold
+from ckptkit.core.words import plural
 from ckptkit.match.values import Values
 from ckptkit.verbs.diff import Diff, Entry, Other, Renamed, Side
 from ckptkit.verbs.diff.result import Status

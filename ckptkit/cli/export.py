@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckptkit.cli import options
-from ckptkit.cli.text import Terminal, clean, emit, plural, size
+from ckptkit.cli.text import Terminal, clean, emit, size
+from ckptkit.core.words import plural
 
 if TYPE_CHECKING:
     from ckptkit.match.proof.signature import Input
@@ -78,7 +79,7 @@ def command(
     finally:
         logging.disable(logging.NOTSET)
     if style == "json":
-        from ckptkit.cli import jsontext
+        from ckptkit.core.jsonable import dumps
 
         document = {
             "schema": "ckptkit.export/1",
@@ -93,7 +94,7 @@ def command(
             "unused": done.unused,
             "proved": done.proof is not None,
         }
-        emit([jsontext.dumps(document)])
+        emit([dumps(document)])
         return 0
     facts = [clean(done.target), size(done.nbytes), f"{plural(len(done.named), 'weight')} by name"]
     if done.recorded:

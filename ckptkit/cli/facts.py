@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ckptkit.cli.render import brief, common_notes
-from ckptkit.cli.text import Terminal, clean, columns, count, finding_text, plural, shape, shorten, size
+from ckptkit.cli.text import Terminal, clean, columns, count, finding_text, shape, shorten, size
 from ckptkit.core.graph import Leaf, TensorGraph, Value
 from ckptkit.core.tensor import Tensor
+from ckptkit.core.words import plural
 from ckptkit.verbs.inspect import Summary
 
 FEW = 8  # facts of one kind shown before "N more"

@@ -95,8 +95,10 @@ def _look(path: str, chosen: dict[str, Any]) -> tuple[TensorGraph, Measured | No
         graph = graph.select(names)
     if not chosen["stats"]:
         return graph, None
+    from ckptkit.core.expansion import refuse_to_stream
     from ckptkit.core.numeric import statistics
 
+    refuse_to_stream(graph)
     with Bar(sum(tensor.nbytes for tensor in graph.values()), quiet=chosen["quiet"]) as bar:
         measured: Measured = {}
         for name, tensor in graph.items():
@@ -124,11 +126,11 @@ def _markdown(graph: TensorGraph, measured: Measured | None, chosen: dict[str, A
 
 
 def _lines(graph: TensorGraph, measured: Measured | None, chosen: dict[str, Any]) -> None:
-    from ckptkit.cli import jsontext
+    from ckptkit.core.jsonable import dumps
 
     lead = f"{clean(graph.origin.path)}\t" if chosen["several"] else ""
     if chosen["objects"]:
-        emit(f"{lead}{clean(o.path)}\t{clean(o.type)}\t{jsontext.dumps(o.value)}" for o in graph.objects)
+        emit(f"{lead}{clean(o.path)}\t{clean(o.type)}\t{dumps(o.value)}" for o in graph.objects)
         return
     texts: dict[tuple[str, tuple[int, ...]], str] = {}
     emit(_line(lead, name, tensor, texts, measured) for name, tensor in graph.items())

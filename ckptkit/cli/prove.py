@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckptkit.cli import options
-from ckptkit.cli.text import Terminal, clean, emit, number, plural
+from ckptkit.cli.text import Terminal, clean, emit, number
+from ckptkit.core.words import plural
 
 if TYPE_CHECKING:
     from ckptkit.match.proof.compare import Compared
@@ -68,9 +69,9 @@ def command(a: str, style: str | None, dims: tuple[tuple[str, int], ...], **chos
 
     proof = prove(a, dims=dict(dims), **chosen)
     if style == "json":
-        from ckptkit.cli import jsontext
+        from ckptkit.core.jsonable import dumps
 
-        emit([jsontext.dumps(document(proof))])
+        emit([dumps(document(proof))])
     else:
         emit(text(proof, Terminal.of(sys.stdout)))
     return int(not proof.equal)

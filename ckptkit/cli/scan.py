@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckptkit.cli import options, report
-from ckptkit.cli.text import Terminal, clean, emit, plural
+from ckptkit.cli.text import Terminal, clean, emit
 from ckptkit.core.errors import CkptError
+from ckptkit.core.words import plural
 
 if TYPE_CHECKING:
     from ckptkit.verbs.scan import ScanReport
@@ -61,17 +62,17 @@ def command(paths: tuple[str, ...], crc: bool, allow: tuple[str, ...], style: st
         if style == "sarif":
             reports.append(found)
         elif style == "json":
-            from ckptkit.cli import jsontext
+            from ckptkit.core.jsonable import dumps
 
-            sys.stdout.write(jsontext.dumps(_document(found)) + "\n")
+            sys.stdout.write(dumps(_document(found)) + "\n")
         else:
             emit(_text(found, Terminal.of(sys.stdout), quiet))
     sys.stdout.write(end)
     if style == "sarif":
-        from ckptkit.cli import jsontext, sarif
+        from ckptkit.cli import sarif
 
         results = (sarif.result(finding, found.path) for found in reports for finding in found.findings)
-        sys.stdout.write(jsontext.dumps(sarif.document(results)) + "\n")
+        sys.stdout.write(dumps(sarif.document(results)) + "\n")
     return code
 
 

@@ -31,11 +31,6 @@ def count(number: int) -> str:
     return str(number) if number < 10_000 else _scaled(number, _COUNTS)
 
 
-def plural(number: int, noun: str) -> str:
-    """`1 tensor`, `2 tensors`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def _scaled(number: int, units: Sequence[str]) -> str:
     if number < 1000:
         return f"{number} {units[0]}".rstrip()

@@ -13,6 +13,7 @@ class Budgets:
     """
 
     opcodes: int = 60_000_000  # of one pickle stream; a tensor takes about 40
+    memo: int = 1_000_000  # memo entries of one pickle stream out of the order in which pickle numbers them
     nesting: int = 1_000  # containers within containers, subgraphs within subgraphs
     integer_bytes: int = 64  # one pickled integer (int64 needs 9)
     string_bytes: int = 256 * MB  # one string or byte string inside a pickle
@@ -22,7 +23,7 @@ class Budgets:
     pickle_bytes: int = 1_000 * MB  # one pickle stream, inflated
     inflate_ratio: int = 1_100  # inflated : deflated (DEFLATE itself tops out near 1,032)
     inflate_bytes: int = 64_000 * MB  # one inflated archive member
-    unpacked_bytes: int = 128 * MB  # what one scan holds of compressed members together
+    unpacked_bytes: int = 128 * MB  # what a scan holds of compressed members, together
 
 
 DEFAULT_BUDGETS = Budgets()

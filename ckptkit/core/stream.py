@@ -240,7 +240,9 @@ class _Writer:
 
 
 def _length(piece: Piece) -> CkptError:
-    return CkptError("source-length", "a tensor's source gave another number of bytes than planned", piece.name)
+    return CkptError(
+        "source-length", "a tensor's source gave another number of bytes than planned", piece.name
+    )
 
 
 def _segments(run: _Task) -> Iterator[_Task]:

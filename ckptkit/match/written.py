@@ -1,14 +1,14 @@
 """Checking what was written, before anyone sees it: the header always, every byte on request."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ckptkit.core.errors import CkptError
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.options import ReadOptions
-from ckptkit.core.tensor import DEFAULT_CHUNK, Tensor
 from ckptkit.format import read_with, registry
+from ckptkit.match.compare import differing
 
 Progress = Callable[[str, int, int], None]
 
@@ -33,32 +33,20 @@ def check_header(path: Path, expected: TensorGraph) -> TensorGraph:
 
 def compare_bytes(written: TensorGraph, expected: TensorGraph, progress: Progress | None) -> None:
     """Compare every byte of the output with its source. Raises CkptError `verify-failed`."""
-    total, done = sum(t.nbytes for t in expected.values()), 0
-    for name, tensor in expected.items():
-        for count in compare(written[name], tensor, name):
-            done += count
-            if progress is not None:
-                progress("verify", done, total)
+    pairs = {name: (written[name], tensor) for name, tensor in expected.items()}
+    places = {(back.storage, tensor.storage): tensor.nbytes for back, tensor in pairs.values()}
+    total, done = sum(places.values()), 0
 
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress("verify", done, total)
 
-def compare(a: Tensor, b: Tensor, name: str) -> Iterator[int]:
-    """Yield the number of bytes found equal, run by run. Raises CkptError `verify-failed` at a difference."""
-    left, right = a.chunks(DEFAULT_CHUNK), b.chunks(DEFAULT_CHUNK)
-    x, y = memoryview(b""), memoryview(b"")
-    while True:
-        x = x or memoryview(next(left, b""))
-        y = y or memoryview(next(right, b""))
-        size = min(len(x), len(y))
-        if size == 0:
-            if len(x) != len(y):
-                raise CkptError(
-                    "verify-failed", "the tensor written has another length than its source", name
-                )
-            return
-        if x[:size].tobytes() != y[:size].tobytes():  # views would be compared one byte at a time
-            raise CkptError("verify-failed", "the bytes written differ from their source", name)
-        x, y = x[size:], y[size:]
-        yield size
+    unequal = differing(pairs, advance)
+    if unequal:
+        first = next(name for name in expected if name in unequal)
+        raise CkptError("verify-failed", "the bytes written differ from their source", first)
 
 
 def open_with_reference(format_name: str, files: Sequence[Path]) -> bool:

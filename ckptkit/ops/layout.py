@@ -23,11 +23,19 @@ def reshape(tensor: Tensor, shape: Sequence[int]) -> Tensor:
 
     Raises CkptError `op-shape` unless the sizes multiply to the number of elements.
     """
+    if -1 not in shape and prod(shape) == tensor.size and min(shape, default=0) >= 0:
+        return tensor if tuple(shape) == tensor.shape else _shaped(tensor, tuple(shape))
     known = prod(n for n in shape if n != -1)
     sizes = tuple(tensor.size // known if n == -1 and known else n for n in shape)
     if list(shape).count(-1) > 1 or min(sizes, default=0) < 0 or prod(sizes) != tensor.size:
         raise CkptError("op-shape", f"shape {list(tensor.shape)} cannot become {list(shape)}")
-    return tensor if sizes == tensor.shape else replace(tensor, shape=sizes)
+    return _shaped(tensor, sizes)
+
+
+def _shaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return Tensor(
+        tensor.dtype, shape, tensor.file, tensor.offset, tensor.source, tensor.kind, note=tensor.note
+    )
 
 
 def axis(tensor: Tensor, dim: int) -> int:

@@ -15,7 +15,7 @@ from ckptkit.rules.template import Hole, Template, template
 VERSION = "1"
 RULES = 200_000
 
-_TOP = ("ckptkit-rules", "about", "let", "tables", "keep_others", "optional", "done", "rules")
+_TOP = ("ckptkit-rules", "about", "let", "tables", "unwrap", "keep_others", "optional", "done", "rules")
 _COMMON = ("when", "optional", "note")
 _KEYS: dict[str, tuple[str, ...]] = {  # by the key that tells the kind
     "from": ("to", "ops", "each", *JOINS, *SPLITS),
@@ -38,6 +38,7 @@ class Parsed:
     about: str
     let: Mapping[str, tuple[Expression, ...]]
     tables: Mapping[str, Any]
+    unwrap: tuple[str, ...]
     keep_others: bool
     done: Expression | None
     rules: tuple[Rule, ...]
@@ -154,6 +155,7 @@ class _Reader:
             about=self.text(top["about"]) if "about" in top else "",
             let=let,
             tables=tables,
+            unwrap=tuple(self.text(item) for item in self.items(top.get("unwrap", _NOTHING))),
             keep_others="keep_others" in top and self.flag(top["keep_others"]),
             done=self.expression(top["done"]) if "done" in top else None,
             rules=rules,

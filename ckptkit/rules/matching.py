@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import NamedTuple
 
-from ckptkit.rules.expressions import Value
-from ckptkit.rules.template import Matcher
+from ckptkit.rules.expressions import Environment, Value
+from ckptkit.rules.template import Matcher, Template
 
 _NO_DIGITS = str.maketrans("", "", "0123456789")
 
@@ -31,12 +31,13 @@ class Index:
         self.open: list[tuple[int, int, Matcher]] = []
         self.candidates: dict[str, list[tuple[int, int, Matcher]]] = {}
 
-    def add(self, rule: int, side: int, matcher: Matcher) -> None:
-        literal = matcher.template.literal
+    def add(self, rule: int, side: int, found: Template, env: Environment, known: Iterable[str]) -> None:
+        """Raises CkptError as `Matcher`."""
+        literal = found.literal
         if literal is not None:
             self.literal.setdefault(literal, []).append(Hit(rule, side, {}))
         else:
-            self.open.append((rule, side, matcher))
+            self.open.append((rule, side, Matcher(found, env, known)))
 
     def hits(self, name: str) -> list[Hit]:
         """Every side that matches the name."""

@@ -17,8 +17,8 @@ def candidates(
         for label, way in _ways(name, rules):
             mine = {key: value for key, value in given.items() if key in way.parsed.let}
             findings = way.check(graph, target, **mine)
-            codes = {finding.code for finding in findings if finding.severity == "error"}
-            if not codes or codes == {"rule-value"}:
+            codes = {finding.code for finding in findings if finding.severity != "warning"}
+            if codes <= {"rule-value"}:  # a value that the user may state
                 found.append((label, way))
     return found
 
@@ -42,8 +42,18 @@ def recognised(
 
 
 def _ways(name: str, rules: Rules) -> list[tuple[str, Rules]]:
+    ways = [(name, rules)] if _tells(rules) else []
     try:
         back = rules.reversed()
     except CkptError:
-        return [(name, rules)]
-    return [(name, rules), (f"{name} --reverse", back)]
+        return ways
+    return [*ways, (f"{name} --reverse", back)] if _tells(back) else ways
+
+
+def _tells(rules: Rules) -> bool:
+    """Whether the names that the rules take are particular: putting a prefix before all names fits everything."""
+    return not any(
+        [hole.kind for hole in side.template.holes] == ["rest"] and len(side.template.parts) == 1
+        for rule in rules.parsed.rules
+        for side in rule.sources
+    )

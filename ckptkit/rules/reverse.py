@@ -19,6 +19,8 @@ from ckptkit.rules.operations import JOINS, OPERATIONS, Irreversible
 from ckptkit.rules.outcome import RulesError
 from ckptkit.rules.template import Matcher, Template, escaped, template
 
+_STAND_IN = 917_531_000  # numbers that stand for the holes of a question while it is matched
+
 # Operations after which every dimension has the size that it had.
 _SAME_SHAPE = frozenset(
     ("heads", "blocks", "flip", "cast", "add", "subtract", "multiply", "divide", "neg", "exp", "log", "sqrt",
@@ -46,6 +48,9 @@ class _Reverser:
 
     def run(self) -> Parsed:
         problems: list[Finding] = []
+        if self.parsed.unwrap:
+            message = f"where {' and '.join(self.parsed.unwrap)} stood in names is not recorded"
+            problems.append(Finding("rule-lossy", "error", self.parsed.name, message))
         rules: list[Rule] = []
         for rule in self.parsed.rules:
             try:
@@ -219,18 +224,22 @@ class _Reverser:
         target = rule.targets[0].template
         if call.template == side.template.text:
             return target.text
-        literal = template(call.template).literal
-        if literal is None:
+        if rule.joins or rule.splits:
             return None
+        asked = template(call.template)
+        stand_ins = {hole.name: _STAND_IN + n for n, hole in enumerate(asked.holes) if hole.name}
         try:
-            bound = Matcher(side.template, _Nothing(), self.known).match(literal)
+            bound = Matcher(side.template, _Nothing(), self.known).match(asked.fill(stand_ins, _Nothing()))
             if bound is None:
                 return None
-            if rule.joins or rule.splits:
-                return None
-            return escaped(target.fill(bound, _Nothing()))
+            new = escaped(target.fill(bound, _Nothing()))
         except CkptError:
             return None
+        for name, number in stand_ins.items():
+            if str(number) not in new:
+                return None
+            new = new.replace(str(number), f"{{{name}}}")
+        return new
 
     def counted(self, call: Call, side: Side, rule: Rule) -> str | None:
         """The beginning of the target that has the same number as the beginning of the source."""

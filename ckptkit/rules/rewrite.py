@@ -81,6 +81,7 @@ class _Proof:
         self.rules = self.parsed.rules
         self.known = {*self.parsed.let, *self.parsed.tables, "config"}
         self.order = {name: place for place, name in enumerate(self.graph)}
+        self.renaming = [rule.renames for rule in self.rules]
         self.index = Index()
         self.off: set[int] = set()  # rules whose guard does not hold
         self.guarded: dict[int, tuple[Expression, ...]] = {}  # rules whose guard asks about the name
@@ -89,6 +90,8 @@ class _Proof:
         self.holes: dict[int, tuple[list[str], list[str]]] = {}  # rule → its own holes, those of its joins
         self.equal: dict[str, list[str]] = {}  # source → dropped ones that must equal it
         self.dropped: list[str] = []
+        self.unwrapped = False
+        self.told: dict[int, tuple[str, ...]] = {}  # rule → its operations in words
         self.taken: dict[str, int] = {}  # source → the rule that takes it
 
     def run(self) -> tuple[Rewrite | None, list[Finding]]:
@@ -96,7 +99,7 @@ class _Proof:
             self.prepare(number, rule)
         left = [] if self.findings else self.match()
         if not self.findings:
-            left = coupled.follow(self.graph, left, self.taken, self.rules, self.products, self.dropped)
+            left = [name for name in left if not self.follows(name)]
             self.leftover(left)
             self.compose()
             self.check_rules()
@@ -125,7 +128,7 @@ class _Proof:
             joined = [str(step.args["over"]) for step in rule.joins if "over" in step.args]
             self.holes[number] = (sorted(own - set(joined)), joined)
             for place, side in enumerate(rule.sources):
-                self.index.add(number, place, Matcher(side.template, self.env, self.known))
+                self.index.add(number, place, side.template, self.env, self.known)
         except CkptError as error:
             self.findings.append(_problem(error, rule.where))
         if asks:
@@ -139,7 +142,7 @@ class _Proof:
         shared = frozenset(n for n, rule in enumerate(self.rules) if rule.kind == "shared")
         for name in self.graph:
             try:
-                hits = self.index.hits(name)
+                hits = self.index.hits(self.plain(name) if self.parsed.unwrap else name)
             except CkptError as error:
                 self.findings.append(_problem(error, self.parsed.name, name))
                 break
@@ -158,6 +161,13 @@ class _Proof:
             for hit in hits:
                 self.take(name, hit)
         return left
+
+    def plain(self, name: str) -> str:
+        """The name without its wrappers."""
+        if not any(wrapper in name for wrapper in self.parsed.unwrap):
+            return name
+        self.unwrapped = True
+        return ".".join(part for part in name.split(".") if part not in self.parsed.unwrap) or name
 
     def holds(self, hit: Hit) -> bool:
         guards = self.guarded.get(hit.rule, ())
@@ -190,7 +200,7 @@ class _Proof:
                 self.same_as(name, rule, hit.bound)
             return
         bound = hit.bound
-        if rule.renames:
+        if self.renaming[hit.rule]:
             side = rule.targets[0]
             try:
                 new = side.template.fill(bound, self.env)
@@ -221,10 +231,33 @@ class _Proof:
         else:
             self.error("rule-incomplete", rule.where, f"{name!r} must equal {other!r}, which is not there")
 
+    def follows(self, name: str) -> bool:
+        """Whether a tensor that no rule names goes along with the weight it belongs to."""
+        for found in coupled.companion(name, self.graph):
+            hits = self.index.hits(found.weight)
+            if len(hits) != 1:
+                continue
+            hit, rule = hits[0], self.rules[hits[0].rule]
+            self.used.add(hit.rule)
+            if rule.kind == "drop":
+                self.dropped.append(name)
+                return True
+            if rule.renames:
+                new = rule.targets[0].template.fill(hit.bound, self.env)
+                if not found.instead or new.endswith("weight"):
+                    product = Product(self.order[name], found.beside(new), (name,), rule.where)
+                    self.products.append(product)
+                    return True
+            message = f"{name!r} belongs to {found.weight!r}, which {rule} changes"
+            hint = "give it a rule of its own, or dequantise before"
+            self.error("rule-quantized", rule.where, message, hint)
+            return True
+        return False
+
     def leftover(self, names: Sequence[str]) -> None:
         """What no rule takes is kept, or an error for each kind of name."""
         if self.parsed.keep_others:
-            self.products += [Product(self.order[name], name, (name,), "") for name in names]
+            self.products += [Product(self.order[name], self.plain(name), (name,), "") for name in names]
             return
         kinds: dict[str, list[str]] = {}
         for name in names:
@@ -241,6 +274,9 @@ class _Proof:
             self.error("rule-leftover", self.parsed.name, f"no rule speaks of {alike[0]!r}{more}", hint)
 
     def check_rules(self) -> None:
+        if self.parsed.unwrap and not self.unwrapped:
+            message = f"no name has {' or '.join(self.parsed.unwrap)} in it"
+            self.error("rule-unmatched", self.parsed.name, message)
         for number, rule in enumerate(self.rules):
             silent = number not in self.used and number not in self.off and rule.kind not in ("fill", "tie")
             if silent and not rule.optional:
@@ -289,6 +325,8 @@ class _Proof:
     def compose(self) -> None:
         for number, groups in self.groups.items():
             rule = self.rules[number]
+            own = [op for side in rule.sources[:1] for op in side.ops]
+            self.told[number] = tuple(map(str, (*own, *rule.joins, *rule.ops)))
             for group in groups.values():
                 try:
                     self.products += _Maker(self, number, group).make()
@@ -349,6 +387,7 @@ class _Maker:
 
     def __init__(self, proof: _Proof, number: int, group: _Group) -> None:
         self.proof = proof
+        self.number = number
         self.rule = rule = proof.rules[number]
         self.group = group
         self.bound = {hole: group.bound[hole] for hole in proof.holes[number][0] if hole in group.bound}
@@ -365,14 +404,9 @@ class _Maker:
         for side, part, bound, note in self.spread(tensor, 0, self.bound):
             part = self.apply(side.ops, part, bound)
             name = side.template.fill(bound, self.proof.env)
-            notes = (*self.told(), *note, *map(str, side.ops))
+            notes = (*self.proof.told[self.number], *note, *map(str, side.ops))
             products.append(Product(place + len(products) / 1e6, name, sources, rule.where, notes, part))
         return products
-
-    def told(self) -> tuple[str, ...]:
-        rule = self.rule
-        own = [str(op) for side in rule.sources[:1] for op in side.ops]
-        return (*own, *map(str, rule.joins), *map(str, rule.ops))
 
     # several into one
 

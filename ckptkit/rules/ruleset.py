@@ -147,6 +147,8 @@ def text(parsed: Parsed) -> str:
         top["tables"] = {name: _texts(table) for name, table in parsed.tables.items()}
     if parsed.done is not None:
         top["done"] = str(parsed.done)
+    if parsed.unwrap:
+        top["unwrap"] = list(parsed.unwrap)
     if parsed.keep_others:
         top["keep_others"] = "true"
     lines = [f"{key}: {nodes.dump(value)}" for key, value in top.items()]

@@ -102,6 +102,9 @@ class Template:
                 pieces.append(part)
                 continue
             value = bound.get(part.name)
+            if type(value) is str and part.kind != "map":
+                pieces.append(value)
+                continue
             if value is None:
                 value = part.expression.value(Bound(env, bound))
             if part.kind == "map":
@@ -368,7 +371,7 @@ class _Undo:
     def solve(self, texts: list[str], bound: dict[str, Value]) -> dict[str, Value] | None:
         env = Bound(self.env, bound)
         for name, places in self.by_name.items():
-            number = self._straight(name, places, texts, env)
+            number: Value = self._straight(name, places, texts, env)
             if number is None:
                 table = self.tables.get(name)
                 if table is None:
@@ -376,9 +379,10 @@ class _Undo:
                         name, [self.holes[place] for place in places], env
                     )
                 number = table.get(tuple(texts[place] for place in places))
-            if number is None or number not in self.domains.get(name, (number,)):
+            possible = self.domains.get(name)
+            if number is None or (isinstance(number, int) and number < 0):
                 return None
-            if isinstance(number, int) and number < 0:
+            if possible is not None and number not in possible:
                 return None
             bound[name] = number
         for hole, text in zip(self.holes, texts, strict=True):
@@ -390,7 +394,7 @@ class _Undo:
         """The number, where one of the expressions is a·number + b."""
         for place in places:
             hole = self.holes[place]
-            line = hole.expression.affine(name, env) if hole.kind == "expression" else None
+            line = None if hole.kind == "map" else hole.expression.affine(name, env)
             if line is not None and line[0]:
                 number, left = divmod(int(texts[place]) - line[1], line[0])
                 return number if not left and number >= 0 else -1

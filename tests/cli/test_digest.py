@@ -201,8 +201,11 @@ def test_git_shows_what_changed_in_a_checkpoint(folder: Path) -> None:
 def test_a_listing_survives_awkward_paths(folder: Path, run: Run) -> None:
     if os.name == "nt":
         pytest.skip("no such names on Windows")
-    awkward = "a\tb\\c\nd.pt"
+    awkward = "a\tb\\c\nd\x1b[31m\u202e\\x41.pt"
     shutil.copy("x.pt", awkward)
-    Path("saved").write_text(run("digest", "--tensors", awkward).stdout, "utf-8")
+    printed = run("digest", "--tensors", awkward).stdout
+    assert "\x1b" not in printed
+    assert "\u202e" not in printed
+    Path("saved").write_text(printed, "utf-8")
     assert run("digest", "--check", "saved").code == 0
     assert json.loads(run("digest", "--json", awkward).stdout)["path"] == awkward

@@ -194,3 +194,37 @@ def test_the_bound_counts_what_two_threads_hold(tmp_path: Path) -> None:
         memory_bound(OutputFile("out", 4000, (plain, *made)))
         == memory_bound(OutputFile("o", 1000, (plain,))) + 2000
     )
+
+
+class Runs(Produced):
+    """A source that is ranges of a file; its chunks must not be asked for."""
+
+    def stored_runs(self) -> tuple[Extent, ...]:
+        return self.extents
+
+    def chunks(self, limit: int, tally: Tally | None = None) -> Iterator[Buffer]:
+        raise AssertionError("ranges are copied")
+
+
+def test_ranges_of_one_tensor_are_copied_and_checksummed(tmp_path: Path) -> None:
+    file, data = source_file(tmp_path, SEGMENT + 1000)
+    ranges = (Extent(file, 500, 400), Extent(file, 900, SEGMENT + 7), Extent(file, 0, 3))
+    expected = data[500 : 900 + SEGMENT + 7] + data[:3]
+    tensor = Tensor(DTYPES["uint8"], (len(expected),), source=Runs(b"", extents=ranges))
+    plan = OutputFile("x", 5 + len(expected), (Piece(0, 5, b"abcde"), Piece(5, len(expected), tensor, "t")))
+    seen: list[int] = []
+
+    class Sealed:
+        def patches(self, checksums: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+            seen.extend(checksums)
+            return iter(())
+
+    write_file(plan, tmp_path / "plain")
+    write_file(OutputFile("x", plan.size, plan.pieces, Sealed()), tmp_path / "sealed")
+    assert (tmp_path / "plain").read_bytes() == (tmp_path / "sealed").read_bytes() == b"abcde" + expected
+    assert seen == [zlib.crc32(b"abcde"), zlib.crc32(expected)]
+    assert memory_bound(plan) == memory_bound(OutputFile("x", 5, plan.pieces[:1]))
+    short = OutputFile("x", 9 + len(expected), (Piece(0, 1 + len(expected), tensor, "t"),))
+    with pytest.raises(CkptError) as caught:
+        write_file(short, tmp_path / "short")
+    assert caught.value.code == "source-length"

@@ -11,8 +11,8 @@ FIXTURES = ROOT / "fixtures"
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    """Relative path → bytes of every fixture and of the index."""
-    files = [root / "index.json"]
+    """Relative path → bytes of every fixture and of the lists."""
+    files = [root / "index.json", root / "scan.json"]
     files += (path for name in ("good", "hostile") for path in (root / name).rglob("*") if path.is_file())
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(files)}
 
@@ -34,8 +34,9 @@ def test_making_them_again_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_the_index_names_every_fixture() -> None:
     """Every entry's path exists, and every file or folder directly in good/ or hostile/ has an entry."""
-    paths = [entry["path"] for entry in json.loads((FIXTURES / "index.json").read_text("utf-8"))]
+    lists = ("index.json", "scan.json")
+    paths = [row["path"] for name in lists for row in json.loads((FIXTURES / name).read_text("utf-8"))]
     assert [path for path in paths if not (FIXTURES / path).exists()] == []
     named = {tuple(path.split("/")[:2]) for path in paths}
-    there = {tuple(name.split("/")[:2]) for name in contents(FIXTURES)} - {("index.json",)}
-    assert there - named == set()
+    there = {tuple(name.split("/")[:2]) for name in contents(FIXTURES)}
+    assert there - named == {(name,) for name in lists}

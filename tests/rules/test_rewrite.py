@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ckptkit.core.graph import TensorGraph
+from ckptkit.core.dtypes import DTYPES
+from ckptkit.core.graph import Origin, TensorGraph
 from ckptkit.core.plan import stored_runs
+from ckptkit.core.tensor import Tensor
 from ckptkit.rules.outcome import RulesError
 from ckptkit.rules.ruleset import Rules
 from tests.rules.support import code_of, codes, names, stored
@@ -270,3 +272,39 @@ def test_metadata_objects_and_origin_stay() -> None:
     graph = names("a")
     graph = TensorGraph(graph.tensors, graph.origin, metadata={"k": "v"})
     assert Rules.of([{"from": "a", "to": "b"}]).apply(graph).graph.metadata == {"k": "v"}
+
+
+def typed(**dtypes: str) -> TensorGraph:
+    tensors = {name: Tensor(DTYPES[dtype], (4, 4)) for name, dtype in dtypes.items()}
+    return TensorGraph(tensors, Origin("x", "safetensors"))
+
+
+def test_scales_go_with_their_weights() -> None:
+    rules = Rules.of(
+        [{"from": "l.{i}.{x:q|k}.weight", "to": "m.{i}.{x}_proj.weight"}, {"drop": "old.weight"}]
+    )
+    graph = typed(
+        **{
+            "l.0.q.weight": "float8_e4m3fn", "l.0.q.weight_scale_inv": "float32", "l.0.q.input_scale": "float32",
+            "l.0.k.qweight": "int32", "l.0.k.qzeros": "int32", "l.0.k.scales": "float16", "l.0.k.g_idx": "int32",
+            "old.weight": "int8", "old.weight_scale": "float32",
+        }
+    )  # fmt: skip
+    after = rules.apply(graph)
+    assert list(after.graph) == [
+        "m.0.q_proj.weight", "m.0.q_proj.weight_scale_inv", "m.0.q_proj.input_scale",
+        "m.0.k_proj.qweight", "m.0.k_proj.qzeros", "m.0.k_proj.scales", "m.0.k_proj.g_idx",
+    ]  # fmt: skip
+    assert set(after.dropped) == {"old.weight", "old.weight_scale"}
+
+
+def test_a_scale_does_not_follow_a_weight_that_is_changed() -> None:
+    rules = Rules.of([{"from": "a.weight", "to": "b.weight", "ops": ["transpose"]}])
+    quantised = {"a.weight": "float8_e4m3fn", "a.weight_scale": "float32"}
+    assert codes(rules, typed(**quantised)) == ["rule-quantized"]
+    both = Rules.of(
+        [*(rule.data() for rule in rules.parsed.rules), {"from": "a.weight_scale", "to": "b.weight_scale"}]
+    )
+    assert codes(both, typed(**quantised)) == []
+    plain = {"a.weight": "float32", "a.weight_scale": "float32"}
+    assert codes(rules, typed(**plain)) == ["rule-leftover"]

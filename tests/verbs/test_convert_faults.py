@@ -39,7 +39,7 @@ def old(target: Path) -> list[tuple[str, bytes]]:
         target.write_bytes(b"old")
     else:
         target.mkdir()
-        (target / "old").write_bytes(b"old")
+        (target / "model.safetensors").write_bytes(b"old")
     return look(target)
 
 

@@ -173,6 +173,8 @@ class _Machine:
                         else:
                             sparse[n] = stack[-1]
                             dense = -1
+                            if len(sparse) > self.budgets.memo:
+                                raise budget(f"numbers more than {self.budgets.memo} memo entries at will")
                         continue
                     if op == 0x68 or op == 0x6A:  # BINGET, LONG_BINGET
                         if op == 0x68:
@@ -333,6 +335,8 @@ class _Machine:
                     else:
                         sparse[n] = stack[-1]
                         dense = -1
+                        if len(sparse) > self.budgets.memo:
+                            raise budget(f"numbers more than {self.budgets.memo} memo entries at will")
                 elif op == 0x67:  # GET
                     text, i = arguments.line(i)
                     n = arguments.index(text)

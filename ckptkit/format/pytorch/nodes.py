@@ -86,6 +86,14 @@ class Text(str):
     raw: bytes
 
 
+_TAGGED = ("torch.jit._pickle", "restore_type_tag")
+
+
+def untagged(node: Any) -> Any:
+    """The container within TorchScript's `restore_type_tag(container, 'Dict[str, bool]')`; else the node."""
+    return node.args[0] if type(node) is Object and node.name == _TAGGED and len(node.args) == 2 else node
+
+
 def decode(raw: bytes) -> str:
     """A Python-2 byte string as str: ASCII, UTF-8 or else Latin-1; `raw_bytes` gives it back."""
     try:

@@ -50,6 +50,16 @@ _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage", "torch.xpu", "torch.
 _MOST = 1 << 63
 _UNTYPED = {"UntypedStorage", "_UntypedStorage"}
 
+# TorchScript names a storage after its element type in C++, also where Python has no class of that name.
+_SCRIPTED = {
+    "ComplexHalf": "complex32", "UInt16": "uint16", "UInt32": "uint32", "UInt64": "uint64",
+    "Float8_e4m3fn": "float8_e4m3fn", "Float8_e4m3fnuz": "float8_e4m3fnuz", "Float8_e5m2": "float8_e5m2",
+    "Float8_e5m2fnuz": "float8_e5m2fnuz", "Float8_e8m0fnu": "float8_e8m0fnu",
+    "Float4_e2m1fn_x2": "float4_e2m1fn_x2",
+    "Bits1x8": "bits1x8", "Bits2x4": "bits2x4", "Bits4x2": "bits4x2", "Bits8": "bits8", "Bits16": "bits16",
+}  # fmt: skip
+_CLASSES = BY_STORAGE | {name: BY_TORCH[dtype] for name, dtype in _SCRIPTED.items()}
+
 
 def storage_dtype(cls: object) -> DType | None:
     """Element type of a storage class, None for an untyped one. Raises CkptError `tensor-invalid` for any other."""
@@ -68,7 +78,7 @@ def _element(cls: Global) -> object:
     if cls.name in _UNTYPED:
         return None
     name = cls.name.removesuffix("Storage")
-    return UNKNOWN if name == cls.name else BY_STORAGE.get(name, UNKNOWN)
+    return UNKNOWN if name == cls.name else _CLASSES.get(name, UNKNOWN)
 
 
 def storage_id(pid: object) -> StorageId:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ckptkit.core.errors import CkptError
+from ckptkit.core.expansion import refuse_to_stream
 from ckptkit.core.findings import Finding
 from ckptkit.core.globs import matching
 from ckptkit.core.graph import TensorGraph
@@ -83,6 +84,8 @@ def put_into(
     if origin is not None and (include or exclude):
         kept = _matching(origin, include) if include else set(origin)
         origin = origin.select([name for name in origin if name in kept - _matching(origin, exclude)])
+    for graph in filter(None, (base, origin)):
+        refuse_to_stream(graph)
     done = transplant(rewrite.graph, base, origin)
     trace = {name: Trace(()) for name in base}
     for placed in done.weights:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from ckptkit.core.expansion import refuse_to_stream
 from ckptkit.core.globs import selected
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.tensor import Tensor
@@ -58,14 +59,17 @@ def diff(
             either only equal bits are equal.
         progress: called with the phase, the bytes done and all bytes.
 
-    Raises CkptError when a checkpoint cannot be read, a pattern or rule applies to nothing, or two tensors would
-    get one name.
+    Raises CkptError when a checkpoint cannot be read, a pattern or rule applies to nothing, two tensors would
+    get one name, or far more values would be read than are stored.
     """
     graphs = [g if isinstance(g, TensorGraph) else read(g, section, variant=variant) for g in (a, b)]
     left, right = follow(graphs[0], rules, let=let, reverse=reverse, approximate=approximate).graph, graphs[1]
     if include or exclude:
         chosen = set(selected(dict.fromkeys((*left, *right)), include, exclude))
         left, right = (g.select([name for name in g if name in chosen]) for g in (left, right))
+    if values:
+        for graph in (left, right):
+            refuse_to_stream(graph)
     given = rtol is not None or atol is not None
     tolerance = Tolerance(rtol or 0.0, atol or 0.0) if given else None
     entries = list(_entries(left, right, tolerance, values, progress))

@@ -2,11 +2,12 @@
 
 A line is the digest, two blanks and the path, and for a single tensor a tab and its name. As in `sha256sum`, a line
 whose path or name holds a backslash, a tab or a line break begins with a backslash, and has those written as `\\\\`,
-`\\t`, `\\n`, `\\r`.
+`\\t`, `\\n`, `\\r`; here also other characters that do not print, as `\\x1b`, `\\u202e`, `\\U000e0001`.
 """
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -19,6 +20,7 @@ from ckptkit.match import receipt
 SCHEMA = "ckptkit.digest/1"
 
 _LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *]([^\t]+)(?:\t(.*))?")
+_WRITTEN = re.compile(r"\\(?:x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}|.)")
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _UNESCAPES = {written: meant for meant, written in _ESCAPES.items()}
 
@@ -47,13 +49,17 @@ class Checked:
 def line(path: str, name: str | None, digest: str) -> str:
     """One saved digest as a line of text."""
     plain = path if name is None else f"{path}\t{name}"
-    escaped = (
-        path.translate(_TABLE) if name is None else f"{path.translate(_TABLE)}\t{name.translate(_TABLE)}"
-    )
+    escaped = _escaped(path) if name is None else f"{_escaped(path)}\t{_escaped(name)}"
     return f"{'' if plain == escaped else chr(92)}{digest}  {escaped}"
 
 
-_TABLE = str.maketrans(_ESCAPES)
+def _escaped(text: str) -> str:
+    """Names come from files: what a terminal could act on is written in letters, and read back as it was."""
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(
+        _ESCAPES.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text
+    )
 
 
 def load(path: str) -> list[Listed]:
@@ -87,7 +93,13 @@ def _from_lines(text: str, path: str) -> Iterator[Listed]:
 
 
 def _unescaped(text: str) -> str:
-    return re.sub(r"\\.", lambda match: _UNESCAPES.get(match[0], match[0]), text)
+    return _WRITTEN.sub(lambda match: _UNESCAPES.get(match[0]) or _character(match[0]), text)
+
+
+def _character(written: str) -> str:
+    """What an escape with digits stands for; other backslashes are themselves."""
+    code = int(written[2:], 16) if len(written) > 2 else -1
+    return chr(code) if 0 <= code <= sys.maxunicode else written
 
 
 def _from_json(text: str, path: str) -> Iterator[Listed]:

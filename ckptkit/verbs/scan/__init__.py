@@ -6,9 +6,9 @@ Nothing is run or imported to find out, and no weights are read.
 
 import os
 from collections.abc import Iterable
-from dataclasses import replace
 
 from ckptkit.core.budgets import DEFAULT_BUDGETS, Budgets
+from ckptkit.core.collector import paused
 from ckptkit.core.errors import CkptError
 from ckptkit.verbs.scan.files import Scanner, walk_folder
 from ckptkit.verbs.scan.ledger import Ledger
@@ -36,13 +36,14 @@ def scan(
     name = os.fspath(path)
     ledger = Ledger(budgets, frozenset(allow))
     scanner = Scanner(ledger, crc=crc)
-    if os.path.isdir(name):
-        for inner in walk_folder(name, ledger):
-            scanner.path(inner, lenient=True)
-    elif os.path.lexists(name):
-        scanner.path(name)
-    else:
+    if not os.path.lexists(name):
         raise CkptError("not-found", "no such file or folder", name)
+    with paused():
+        if os.path.isdir(name):
+            for inner in walk_folder(name, ledger):
+                scanner.path(inner, lenient=True)
+        else:
+            scanner.path(name)
     findings = tuple(ledger.findings)
     names = tuple(sorted(ledger.names.values(), key=lambda named: named.name))
     return ScanReport(name, outcome(findings), findings, names, ledger.files)

@@ -92,7 +92,7 @@ class Scanner:
         try:
             with open(path, "rb") as stream:
                 raw = stream.read(_CONFIG + 1)
-            found = json.loads(raw) if len(raw) <= _CONFIG else None
+            found = json.loads(raw.decode("utf-8-sig")) if len(raw) <= _CONFIG else None
         except (OSError, ValueError, RecursionError):
             self.ledger.add("unread", "json-invalid", path, "the JSON file cannot be read")
             return True
@@ -108,7 +108,8 @@ class Scanner:
                 self.ledger.add("trick", error.code, path, error.message)
         code = found.get("auto_map")
         if isinstance(code, dict) and code:
-            text = f"would import code of the repository, if that is trusted: {', '.join(map(str, code.values()))[:200]}"
+            named = ", ".join(map(str, code.values()))[:200]
+            text = f"would import code of the repository, if that is trusted: {named}"
             self.ledger.add("unknown", "remote-code", path, text)
         return True
 

@@ -11,6 +11,8 @@ from ckptkit.verbs.scan.walker import Walk, brief
 
 _FINDINGS = 2_000  # told one by one; what comes after is counted
 _NAMES = 20_000
+_INDIRECT = 20  # calls of what calls returned that are told one by one
+_ROOT = 50  # calls of what calls returned
 _CALLS = 3  # of one name in one stream that are shown
 
 
@@ -83,6 +85,7 @@ class Ledger:
         """Enter what a stream names and calls. Returns the calls that are no data, for a look at what they get."""
         calls: dict[Global, list[tuple[int, Object]]] = {}
         bad: list[Object] = []
+        indirect = 0
         for at, call in walk.calls:
             if type(call.cls) is Global:
                 verdict = self.verdict(call.cls, script=script)
@@ -90,15 +93,20 @@ class Ledger:
                     bad.append(call)
                     calls.setdefault(call.cls, []).append((at, call))
             else:
+                indirect += 1
                 bad.append(call)
-                self.indirect(call, f"{where}, byte {base + at}")
+                if indirect <= _INDIRECT:
+                    self.indirect(call, f"{where}, byte {base + at}")
+        if indirect > _INDIRECT:
+            text = f"would call what calls returned {indirect - _INDIRECT} times more"
+            self.add("unknown", "runs-unknown", where, text)
         for cls, at in walk.names.items():
             verdict = self.verdict(cls, script=script)
             self.know(cls, verdict)
             found = calls.pop(cls, [])
             if found or verdict != "data":
-                self.told(cls, verdict, found, where, base + at)
-        for cls, found in calls.items():  # what is called without being named: attributes set on a class
+                self.told(cls, verdict, found, where, base + (found[0][0] if found else at))
+        for found in calls.values():  # what is called without being named: attributes set on a class
             at, call = found[0]
             text = f"would set attributes of {brief(call.args[0])}: {brief(call.args[1])}"
             self.add("unknown", "runs-unknown", f"{where}, byte {base + at}", text, brief(call.args[0]), True)
@@ -112,7 +120,7 @@ class Ledger:
         if len(found) > _CALLS:
             shown += f"; and {len(found) - _CALLS} calls more"
         verb = ("run" if kind == "code" else "call") if found else "import"
-        place = f"{where}, byte {found[0][0] - at + at if found else at}"
+        place = f"{where}, byte {at}"
         self.add(
             kind,
             "runs-code" if kind == "code" else "runs-unknown",
@@ -125,7 +133,7 @@ class Ledger:
     def indirect(self, call: Object, where: str) -> None:
         """A call of what another call returned, or of something that is not named at all."""
         root: object = call.cls
-        for _ in range(1_000):
+        for _ in range(_ROOT):
             if type(root) is not Object:
                 break
             root = root.cls

@@ -44,6 +44,7 @@ class Pickles:
         self.script = script
         self.base = 0
         self.data = b""
+        self.sound = True  # as far as the strict machine could see
         self.arrays: list[Walk] = []  # pickles within the last stream looked at, where joblib puts arrays
 
     def all(self) -> None:
@@ -71,6 +72,7 @@ class Pickles:
         size, most = self.source.size, self.ledger.budgets.pickle_bytes
         if not self.base <= at < self.base + len(self.data):
             self.move(at, _WINDOW)
+        self.sound = True
         while True:
             self.arrays = []
             found = self.fast(at) or walk(self.data, at - self.base, self.ledger.budgets, self.inline)
@@ -82,6 +84,8 @@ class Pickles:
 
     def fast(self, at: int) -> Walk | None:
         """The strict machine's view, which is quicker, where it suffices: all is sound and nothing but data."""
+        if not self.sound:
+            return None
         seen: list[Any] = []
 
         def note(pid: Any) -> object:
@@ -90,7 +94,8 @@ class Pickles:
 
         try:
             found = load(self.data, persistent=note, budgets=self.ledger.budgets, start=at - self.base)
-        except CkptError:
+        except CkptError as error:
+            self.sound = error.code == "truncated"
             return None
         for cls in found.globals_seen:
             plain = self.ledger.verdict(cls, script=self.script) == "data"

@@ -88,11 +88,11 @@ class _Walker:
         self.walk = Walk()
         self.globals: dict[tuple[str, str], Global] = {}
         self.room = _FREE + (len(data) - start) // 8
-        self.sparse = _FREE + (len(data) - start) // 16
+        self.sparse = budgets.memo
         self.stack: list[Any] = []
         self.marks: list[int] = []
 
-    def run(self, i: int) -> None:  # noqa: PLR0912, C901
+    def run(self, i: int) -> None:
         """The loop. Arguments that pass the end raise IndexError or struct.error."""
         data, found, stack = self.data, self.walk, self.stack
         size = len(data)
@@ -116,6 +116,12 @@ class _Walker:
                 push(self.recall(memo, sparse, n))
             elif op == 0x94:  # MEMOIZE
                 self.remember(memo, sparse, len(memo) + len(sparse))
+            elif op == 0x85:  # TUPLE1
+                if not stack or not self.spend():
+                    pop()
+                    push(UNKNOWN)
+                else:
+                    stack[-1] = (stack[-1],)
             elif op == 0x28:  # MARK
                 self.marks.append(len(stack))
             elif op in _COUNTED:
@@ -180,7 +186,7 @@ class _Walker:
             elif op == 0x74:  # TUPLE
                 items = self.marked()
                 push(tuple(items) if self.spend() else UNKNOWN)
-            elif 0x85 <= op <= 0x87:  # TUPLE1, TUPLE2, TUPLE3
+            elif op == 0x86 or op == 0x87:  # TUPLE2, TUPLE3
                 items = [pop() for _ in range(op - 0x84)]
                 push(tuple(reversed(items)) if self.spend() else UNKNOWN)
             elif op == 0x75 or op == 0x65 or op == 0x90:  # SETITEMS, APPENDS, ADDITEMS
@@ -208,8 +214,8 @@ class _Walker:
                 push(int.from_bytes(data[i : i + n], "little", signed=True) if n <= _INTEGER else UNKNOWN)
                 i += n
             elif op in _LINES:
-                text, i = self.line(i)
-                push(_LINES[op](text))
+                raw, i = self.raw(i)
+                push(_LINES[op](raw))
             elif op == 0x70:  # PUT
                 text, i = self.line(i)
                 self.remember(memo, sparse, _index(text))
@@ -302,11 +308,15 @@ class _Walker:
         self.odd("a memo entry was never set")
         return UNKNOWN
 
-    def line(self, i: int) -> tuple[str, int]:
+    def raw(self, i: int) -> tuple[bytes, int]:
         end = self.data.find(b"\n", i)
         if end < 0:
             raise IndexError
-        return self.data[i:end].decode("utf-8", "backslashreplace"), end + 1
+        return self.data[i:end], end + 1
+
+    def line(self, i: int) -> tuple[str, int]:
+        raw, i = self.raw(i)
+        return raw.decode("utf-8", "backslashreplace"), i
 
     def named(self, at: int, module: str, name: str) -> Global:
         found = self.globals.get((module, name))
@@ -357,12 +367,14 @@ def brief(value: object, room: int = 160) -> str:
     out: list[str] = []
     todo: list[Any] = [value]
     used = 0
-    while todo and used < room:
+    for _ in range(2 * room):
+        if not todo or used >= room:
+            break
         item = todo.pop()
         text: str
         if type(item) is _Literal:
             text = item
-        elif isinstance(item, str) or isinstance(item, bytes | bytearray):
+        elif isinstance(item, str | bytes | bytearray):
             text = repr(item[: max(room - used, 8)]) + ("…" if len(item) > room - used else "")
         elif type(item) is Global:
             text = str(item)[:room]
@@ -383,7 +395,7 @@ def brief(value: object, room: int = 160) -> str:
             text = repr(item)[:room]
         out.append(text)
         used += len(text)
-    return "".join(out) + ("…" if todo and used >= room else "")
+    return "".join(out) + ("…" if todo else "")
 
 
 class _Literal(str):
@@ -409,36 +421,35 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogatepass")
 
 
-def _quoted(text: str) -> object:
-    raw = text.strip().strip("'\"").encode("utf-8", "surrogatepass")
+def _quoted(line: bytes) -> object:
+    raw = line.strip()
+    if len(raw) > 1 and raw[:1] == raw[-1:] and raw[:1] in b"'\"":
+        raw = raw[1:-1]
     try:
         return decode(codecs.escape_decode(raw)[0])
     except ValueError:
         return decode(raw)
 
 
-def _number(text: str) -> object:
-    digits = text.strip().removesuffix("L")
-    if text in ("00", "01"):
-        return text == "01"
+def _number(line: bytes) -> object:
+    digits = line.strip().removesuffix(b"L")
+    if line in (b"00", b"01"):
+        return line == b"01"
     try:
         return int(digits) if len(digits) < 100 else UNKNOWN
     except ValueError:
         return UNKNOWN
 
 
-def _real(text: str) -> object:
+def _real(line: bytes) -> object:
     try:
-        return float(text)
+        return float(line)
     except ValueError:
         return UNKNOWN
 
 
-def _escaped(text: str) -> object:
-    try:
-        return text.encode("utf-8", "surrogatepass").decode("raw-unicode-escape")
-    except UnicodeError:
-        return text
+def _escaped(line: bytes) -> object:
+    return line.decode("raw-unicode-escape", "backslashreplace")
 
 
 def _index(text: str) -> int:
@@ -455,7 +466,7 @@ _COUNTED: dict[int, tuple[int, Callable[[bytes], object]]] = {
 _MARKED: dict[int, Callable[[list[Any]], object]] = {0x6C: list, 0x64: Dict, 0x91: Set}
 _FRESH: dict[int, Callable[[], object]] = {0x7D: Dict, 0x5D: list, 0x8F: Set}
 _CONSTANTS: dict[int, object] = {0x29: (), 0x4E: None, 0x88: True, 0x89: False}
-_LINES: dict[int, Callable[[str], object]] = {
+_LINES: dict[int, Callable[[bytes], object]] = {
     0x49: _number, 0x4C: _number, 0x46: _real, 0x53: _quoted, 0x56: _escaped,
 }  # fmt: skip
 _EXTENSIONS = {0x82: 1, 0x83: 2, 0x84: 4}

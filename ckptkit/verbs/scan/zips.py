@@ -84,7 +84,7 @@ class Zip:
         for member in sorted(seen.values()):
             if not self.ledger.open(self.where):
                 return
-            start, stop = self.member(member)
+            stop = self.member(member)
             if member.at < previous:
                 self.trick("zip-overlap", "a member overlaps another one", member.name)
             previous = max(previous, stop)
@@ -169,19 +169,19 @@ class Zip:
                 break
         return members, at + i
 
-    def member(self, member: Member) -> tuple[int, int]:
-        """Check the headers of a member against each other and look at its bytes. Where they start and end."""
+    def member(self, member: Member) -> int:
+        """Check the headers of a member against each other and look at its bytes. Where they end."""
         source, at, name = self.source, member.at, member.name
         if not 0 <= at <= source.size - 30:
             self.ledger.add(
                 "unread", "zip-damaged", f"{self.where}: {name}", "a member lies outside the archive"
             )
-            return at, at
+            return at
         near = source.read(at, min(30 + len(name.encode("utf-8", "replace")) + 4, source.size - at))
-        sign, flags, method, crc, packed, size, name_len, extra_len = _LOCAL.unpack_from(near)
+        sign, flags, method, _, packed, size, name_len, extra_len = _LOCAL.unpack_from(near)
         if sign != b"PK\3\4":
             self.ledger.add("unread", "zip-damaged", f"{self.where}: {name}", "a member has no local header")
-            return at, at
+            return at
         local = source.read(at + 30, min(name_len, source.size - at - 30)).decode("utf-8", "backslashreplace")
         if local != name:
             self.trick("zip-mismatch", f"the member's own header calls it {local[:100]!r}", name)
@@ -206,7 +206,7 @@ class Zip:
             )
         for how in dict.fromkeys((member.method, method)):
             self.content(member, start, max(member.packed, 0 if how else member.size), how)
-        return start, min(stop, source.size)
+        return min(int(stop), source.size)
 
     def content(self, member: Member, start: int, size: int, method: int) -> None:
         """Look at a member's bytes, unpacked by the method."""
