@@ -152,7 +152,8 @@ def _stale_data(plan: Plan) -> list[Path]:
 
 def _check_stated(plan: Plan) -> None:
     """Compare the SHA-1 that an ONNX model states of its data files with theirs; no library does."""
-    for path, stated in plan.source.origin.details.get("checksums", {}).items():
+    checksums = (graph.origin.details.get("checksums", {}) for graph in plan.inputs)
+    for path, stated in (pair for some in checksums for pair in some.items()):
         with open(path, "rb") as data:
             if hashlib.file_digest(data, "sha1").hexdigest() != stated.lower():
                 raise CkptError(
