@@ -33,7 +33,9 @@ _WORDS: "dict[Kind, str]" = {
     )
 )
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path())
-@click.option("--crc", is_flag=True, help="Compare members of zip archives with their checksums; reads all.")
+@click.option(
+    "--crc", is_flag=True, help="Compare zip members and ONNX data files with their checksums; reads all."
+)
 @click.option(
     "--allow", metavar="NAME", multiple=True, help="A class (module.name) to take for data. Repeatable."
 )
@@ -45,6 +47,7 @@ def command(paths: tuple[str, ...], crc: bool, allow: tuple[str, ...], style: st
     Nothing is run to find out. Folders are scanned with all below them. What is not known to be data is at least
     unknown. Exit code 0: clean; 1: unsafe; 2: some of it could not be read, which is not clean either.
     """
+    from ckptkit.core.jsonable import dumps
     from ckptkit.verbs.scan import scan
 
     reports: list[ScanReport] = []
@@ -62,8 +65,6 @@ def command(paths: tuple[str, ...], crc: bool, allow: tuple[str, ...], style: st
         if style == "sarif":
             reports.append(found)
         elif style == "json":
-            from ckptkit.core.jsonable import dumps
-
             sys.stdout.write(dumps(_document(found)) + "\n")
         else:
             emit(_text(found, Terminal.of(sys.stdout), quiet))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import ckptkit as ck
 import ckptkit.cli
 from ckptkit.core.errors import CkptError
 from tests.house import samples
@@ -150,6 +151,36 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(60) == 141
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_take_nothing(model: Path, tmp_path: Path, closed: str) -> None:
+    """Nor does a file opened later stand in the place of one."""
+    copy = tmp_path / "copy.safetensors"
+    for command in (["inspect", str(model)], ["convert", str(model), str(copy)], ["inspect", "missing"]):
+        done = subprocess.run(
+            ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "ckptkit", *command],
+            capture_output=True,
+            env=environment(),
+            check=False,
+        )
+        assert done.returncode == (2 if "missing" in command else 0)
+        assert b"internal" not in done.stdout + done.stderr
+    assert ck.read(copy).keys() == ck.read(model).keys()
+
+
+def test_what_is_ignored_stays_ignored(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under nohup."""
+    seen: list[object] = []
+    monkeypatch.setattr(
+        "ckptkit.cli.inspect.read_with", lambda *_: seen.append(signal.getsignal(signal.SIGHUP))
+    )
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run("inspect", model)
+        assert seen == [signal.SIG_IGN]
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_real_interrupt() -> None:

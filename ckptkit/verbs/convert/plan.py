@@ -169,6 +169,7 @@ def plan(
     whole = read(src, section, variant=variant)
     names = selected(whole, include, exclude)
     source = whole.select(names) if len(names) < len(whole) else whole
+    _refuse_nothing(whole, source)
     rewrite = follow(source, rules, let=let, reverse=reverse, approximate=approximate)
     graph = rewrite.graph
     original = {name: step.sources[0] if step.sources else "" for name, step in rewrite.trace.items()}
@@ -235,7 +236,13 @@ def plan(
             *(put.left_out if put else ()),
         ),
         losses=(*_torn(whole, names), *(put.done.losses if put else ()), *layout.losses),
-        notes=(*whole.findings, *rewrite.findings, *kept, *layout.notes, *notes),
+        notes=(
+            *(f for f in whole.findings if f not in layout.losses),
+            *rewrite.findings,
+            *kept,
+            *layout.notes,
+            *notes,
+        ),
         allowed=frozenset(allow_loss),
         memory=max(map(memory_bound, layout.files), default=0),
         sidecar=None if sidecar is None else os.fspath(sidecar),
@@ -320,6 +327,16 @@ def _torn(whole: TensorGraph, names: Sequence[str]) -> tuple[Finding, ...]:
 
 def _metadata(graph: TensorGraph, added: Mapping[str, str] | None, drop: bool) -> dict[str, str]:
     return {**({} if drop else graph.metadata), **(added or {})}
+
+
+def _refuse_nothing(whole: TensorGraph, source: TensorGraph) -> None:
+    """An empty selection of a checkpoint that has tensors is a mistake; one of a checkpoint without is what it is."""
+    outside = next((f for f in whole.findings if f.code == "tensors-outside"), None)
+    if source or not (whole or outside):
+        return
+    message = "no tensor is selected" + (f": {outside.message}" if outside and not whole else "")
+    hint = outside.hint if outside and not whole else "--exclude leaves out every tensor"
+    raise CkptError("nothing-selected", message, whole.origin.path, hint)
 
 
 def _refuse_unknown(codes: Sequence[str]) -> None:

@@ -276,8 +276,12 @@ def test_a_module_is_its_state_dict(tmp_path: Path, protocol: int) -> None:
     assert leaves["hidden"].value == 7
     assert leaves["conv"].type == "torch.nn.modules.conv.Conv2d"
     assert not any(path.startswith("rnn._flat_weights.") for path in leaves)
+    (note,) = found.findings
+    assert (note.code, note.severity) == ("tensors-outside", "note")
+    assert note.message.startswith("4 tensors stand outside the state dict: ")
     everything = saved(tmp_path, module, section="all")
     assert set(everything.tensors) >= set(found.tensors) | {"passing", "plain", "listed.0"}
+    assert not everything.findings
 
 
 def test_modules_in_trainer_checkpoints(tmp_path: Path) -> None:
@@ -288,7 +292,7 @@ def test_modules_in_trainer_checkpoints(tmp_path: Path) -> None:
     found = saved(tmp_path, {"epoch": 1, "model": None, "ema": module.half()})
     assert found.section == "ema"
     same_all(found, module.state_dict())
-    assert [finding.code for finding in found.findings] == ["ema-chosen"]
+    assert [finding.code for finding in found.findings] == ["ema-chosen", "tensors-outside"]
 
 
 def test_wrapped_modules(tmp_path: Path) -> None:
