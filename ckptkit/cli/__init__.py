@@ -31,6 +31,10 @@ _COMMANDS = {
     "prove": "Deploy",
     "formats": "About",
 }
+_CHOICES = (
+    "ambiguous-section",
+    "rules-ambiguous",
+)  # errors whose hint has a line for each; names are in others
 _EPILOG = """\b
 Shell completion (bash; also zsh and fish):
   eval "$(_CKPTKIT_COMPLETE=bash_source ckptkit)"
@@ -116,7 +120,8 @@ def report(error: CkptError) -> None:
     terminal = Terminal.of(sys.stderr)
     where = f" — {clean(error.where)}" if error.where else ""
     lines = [f"{terminal.paint(f'error[{error.code}]:', 'red')} {clean(error.message)}{where}"]
-    for number, hint in enumerate((error.hint or "").split("\n") if error.hint else ()):
+    hints = error.hint.split("\n") if error.hint and error.code in _CHOICES else [error.hint]
+    for number, hint in enumerate(filter(None, hints)):
         lines.append(f"{'     ' if number else terminal.paint('hint:', 'bold')} {clean(hint)}")
     lines += [
         f"{terminal.paint(f'error[{finding.code}]:', 'red')} {finding_text(finding)}"
@@ -127,9 +132,10 @@ def report(error: CkptError) -> None:
 
 def _fail(error: CkptError, args: Sequence[str]) -> int:
     if error.code == "ambiguous-section" and error.hint:
-        from shlex import join  # one ready command per candidate
+        from ckptkit.core.escaping import shell_word
 
-        ready = [f"ckptkit {join(args)} {option}" for option in error.hint.split("\n")]
+        typed = " ".join(map(shell_word, args))  # one ready command per candidate
+        ready = [f"ckptkit {typed} {option}" for option in error.hint.split("\n")]
         error = CkptError(error.code, error.message, error.where, "\n".join(ready))
     if {"--json", "--format=json"} & set(args) or "--format json" in " ".join(args):
         from ckptkit.cli import jsontext

@@ -6,19 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
+from ckptkit.core.escaping import printable as clean
 from ckptkit.core.findings import Finding
 
 _BYTES = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 _COUNTS = ("", "k", "M", "B", "T", "Q")
 _CODES = {"bold": "1", "dim": "2", "red": "31", "yellow": "33"}
 KEY = 12  # width of the words at the start of a line of facts
-
-
-def clean(text: str) -> str:
-    """Text from a file, safe to print: controls, escapes, bidi marks, newlines and surrogates as `\\x..`."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def size(nbytes: int) -> str:

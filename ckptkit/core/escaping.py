@@ -1,6 +1,4 @@
-"""Names from files in sentences: nothing in them may act on a terminal or pass for a line of our own."""
-
-from collections.abc import Iterable
+"""Names from files in what is said: nothing in them may act on a terminal or pass for a line of our own."""
 
 
 def printable(text: str) -> str:
@@ -10,6 +8,16 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def listed(names: Iterable[str], separator: str = ", ") -> str:
-    """Names from a file one after another, each safe to print."""
-    return separator.join(map(printable, names))
+def shell_word(text: str) -> str:
+    """The text as one word of a command that is safe to print and to paste into bash or zsh."""
+    if text.isprintable():
+        from shlex import quote
+
+        return quote(text)
+    return "$'" + "".join(_shell_character(c) for c in text) + "'"
+
+
+def _shell_character(c: str) -> str:
+    if c in "\\'":
+        return f"\\{c}"
+    return c if c.isprintable() else f"\\U{ord(c):08x}"

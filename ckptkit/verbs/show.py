@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from ckptkit.core.dtypes import DTYPES
 from ckptkit.core.errors import CkptError
-from ckptkit.core.escaping import listed, printable
 from ckptkit.core.expansion import refuse_expansion
 from ckptkit.core.files import io_error
 from ckptkit.core.graph import TensorGraph
@@ -79,8 +78,8 @@ def find(graph: TensorGraph, name: str) -> Tensor:
     if name in graph:
         return graph[name]
     near = nearest(name, graph)
-    ready = f"ckptkit inspect {printable(graph.origin.path)} lists the names"
-    hint = f"did you mean {listed(near, ' or ')}?" if near else ready
+    listed = f"ckptkit inspect {graph.origin.path} lists the names"
+    hint = f"did you mean {' or '.join(near)}?" if near else listed
     raise CkptError("no-such-tensor", f"there is no tensor {name!r}", graph.origin.path, hint)
 
 
