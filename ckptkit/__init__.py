@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from ckptkit.verbs.convert import Plan, Receipt, convert, plan, write
     from ckptkit.verbs.diff import Diff, diff
     from ckptkit.verbs.digest import Digest, digest
+    from ckptkit.verbs.export import Exported, export
+    from ckptkit.verbs.prove import Proof, prove
     from ckptkit.verbs.scan import ScanReport, scan
 
 _HOME = {
@@ -37,8 +39,10 @@ _HOME = {
     "DType": "ckptkit.core.dtypes",
     "Diff": "ckptkit.verbs.diff",
     "Digest": "ckptkit.verbs.digest",
+    "Exported": "ckptkit.verbs.export",
     "Finding": "ckptkit.core.findings",
     "Plan": "ckptkit.verbs.convert",
+    "Proof": "ckptkit.verbs.prove",
     "Receipt": "ckptkit.verbs.convert",
     "Rewrite": "ckptkit.rules.outcome",
     "Rules": "ckptkit.rules.ruleset",
@@ -48,8 +52,10 @@ _HOME = {
     "convert": "ckptkit.verbs.convert",
     "diff": "ckptkit.verbs.diff",
     "digest": "ckptkit.verbs.digest",
+    "export": "ckptkit.verbs.export",
     "formats": "ckptkit.format",
     "plan": "ckptkit.verbs.convert",
+    "prove": "ckptkit.verbs.prove",
     "read": "ckptkit.format",
     "scan": "ckptkit.verbs.scan",
     "write": "ckptkit.verbs.convert",
@@ -61,8 +67,10 @@ __all__ = [
     "DType",
     "Diff",
     "Digest",
+    "Exported",
     "Finding",
     "Plan",
+    "Proof",
     "Receipt",
     "Rewrite",
     "Rules",
@@ -72,8 +80,10 @@ __all__ = [
     "convert",
     "diff",
     "digest",
+    "export",
     "formats",
     "plan",
+    "prove",
     "read",
     "scan",
     "write",

@@ -27,6 +27,8 @@ _COMMANDS = {
     "scan": "Gate",
     "convert": "Change",
     "rules": "Change",
+    "export": "Deploy",
+    "prove": "Deploy",
     "formats": "About",
 }
 _CHOICES = (

@@ -35,6 +35,7 @@ def _size(text: str) -> int:
         "ckptkit convert last.ckpt model.safetensors --rules strip:model. --dtype bfloat16 -n",
         "ckptkit convert llama/ llama-bf16/ --dtype bfloat16 --max-shard-size 5GB",
         "ckptkit convert model.onnx big.onnx --onnx-data external",
+        "ckptkit convert tuned.pt tuned.onnx --into base.onnx --exported-from base.pt",
     )
 )
 @click.argument("src", type=click.Path())
@@ -70,6 +71,25 @@ def _size(text: str) -> int:
     show_default=True,
     help="ONNX weights inside the model or beside it.",
 )
+@click.option(
+    "--into", metavar="BASE.onnx", type=click.Path(), help="Put the weights into the graph of this model."
+)
+@click.option(
+    "--exported-from",
+    metavar="PATH",
+    type=click.Path(),
+    help="The checkpoint that BASE.onnx was exported from.",
+)
+@click.option(
+    "--name-map", metavar="FILE.json", type=click.Path(), help="With --into: write which weight went where."
+)
+@click.option(
+    "--prove", is_flag=True, help="Run the ONNX model written, and SRC or --module; refuse other outputs."
+)
+@click.option(
+    "--module", metavar="P:F", help="With --prove: the module of the weights, package.module:factory."
+)
+@click.option("--allow-code", is_flag=True, help="Let --module run its code.")
 @click.option(
     "--metadata",
     metavar="KEY=VALUE",
@@ -155,6 +175,8 @@ def _planned(decided: "Plan", terminal: Terminal) -> Iterator[str]:
     facts.append(f"memory ≤ {size(decided.memory)}")
     yield from terminal.fact("plan", facts)
     details = []
+    if decided.into is not None:
+        details.append(_into(decided))
     if decided.left_out:
         details.append(f"left out: {', '.join(map(clean, decided.left_out))}")
     ties = decided.graph.ties()
@@ -169,6 +191,20 @@ def _planned(decided: "Plan", terminal: Terminal) -> Iterator[str]:
         yield from terminal.prose("", detail) if terminal.width else [" " * KEY + detail]
 
 
+def _into(decided: "Plan") -> str:
+    """How the weights come into the graph, in one line."""
+    assert decided.into is not None
+    done = decided.into.done
+    ways = Counter(
+        placed.operation.partition("(")[0] for placed in done.weights if len(placed.operation.split("(")) > 1
+    )
+    ways_text = "".join(f", {n} by {clean(way)}" for way, n in ways.most_common())
+    kept = sum(placed.kept for placed in done.weights)
+    text = f"into {clean(decided.into.base.origin.path)}: {plural(len(done.weights), 'weight')}{ways_text}"
+    text += f", {kept} unchanged" if kept else ""
+    return f"{text}; {plural(len(done.constants), 'constant')} of the graph stay" if done.constants else text
+
+
 def _wrote(done: "Receipt", decided: "Plan", terminal: Terminal) -> Iterator[str]:
     facts = [clean(decided.target), size(sum(file.nbytes for file in done.outputs))]
     if not done.verified:
@@ -177,6 +213,8 @@ def _wrote(done: "Receipt", decided: "Plan", terminal: Terminal) -> Iterator[str
         facts.append("every byte compared, and opened with the reference library")
     else:
         facts.append("every byte compared")
+    if done.proved is not None:
+        facts.append(f"same outputs as {clean(done.proved)}")
     facts += [f"allowed {clean(code)} ×{n}" for code, n in done.losses.items()]
     yield from terminal.fact("wrote", facts)
 
@@ -207,6 +245,7 @@ def _plan_json(decided: "Plan") -> str:
                 }
                 for name, tensor in decided.graph.items()
             ],
+            "into": None if decided.into is None else decided.into.name_map(),
             "ties": decided.graph.ties(),
             "left_out": decided.left_out,
             "losses": decided.losses,

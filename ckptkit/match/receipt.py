@@ -50,6 +50,7 @@ class Receipt:
         verified: every byte was compared with its source.
         reference: the format's reference library opened the output (None: not asked for or not installed).
         version: ckptkit's.
+        proved: what the model gave the same outputs as, None if that was not asked for.
     """
 
     source: str
@@ -67,6 +68,7 @@ class Receipt:
     verified: bool
     reference: bool | None
     version: str
+    proved: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The receipt as JSON-able values, with its schema."""

@@ -25,7 +25,7 @@ HEAVY = {
 
 NONE: set[str] = set()
 NUMBERS = {"numpy", "ml_dtypes"}
-COMMANDS = ("inspect", "show", "diff", "digest", "scan", "convert", "rules", "formats")
+COMMANDS = ("inspect", "show", "diff", "digest", "scan", "convert", "rules", "export", "prove", "formats")
 INPUTS = ("x.safetensors", "x.pt", "x.onnx")
 
 # (command line, heavy packages it may load, exit code). x.* are the samples, changed.pt is x.pt
@@ -83,6 +83,14 @@ CASES: list[tuple[str, set[str], int]] = [
     ("convert x.pt y.safetensors --receipt r.json", {"blake3"}, 0),
     ("convert x.pt y.safetensors --verify", {"safetensors", *NUMBERS}, 0),
     ("convert x.safetensors y.onnx", NONE, 2),
+    ("convert x.pt y.onnx --into x.onnx", NONE, 0),
+    ("convert x.pt y.onnx --into x.onnx --exported-from x.safetensors", NUMBERS, 0),
+    ("export x.pt y.onnx", NONE, 2),
+    ("export missing.pt y.onnx --module m:f --input x:float32[1,3]", NONE, 2),
+    ("prove x.onnx", NONE, 2),
+    ("prove x.onnx --against x.onnx --module m:f", NONE, 2),
+    ("prove x.onnx --module m:f", NONE, 2),
+    ("prove x.safetensors --against x.onnx", NONE, 2),
 ]
 
 # Runs the command line in argv[2:] and writes what it loaded to the file argv[1].

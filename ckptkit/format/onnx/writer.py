@@ -2,7 +2,8 @@
 
 Nothing but the data fields of TensorProto, the names of renamed tensors and changed metadata_props is touched; node
 order, unknown fields and documentation are copied as they stand. Inline data becomes raw_data; tensors that stay
-inline and unchanged keep the field they are in, typed or raw. External data goes to one new file, in file order, each
+inline keep the field they are in if they are unchanged, or if it holds plain bytes (raw data, packed floats), which are
+then replaced in place. External data goes to one new file, in file order, each
 tensor at a multiple of 4096 bytes (of 64 KiB from 1 MiB on, which is what Windows needs to map it), with entries
 location, offset, length as onnx writes them. Tensors below 1 KiB stay inline, as in onnx.save, and so do strings,
 attributes, sparse parts and what lies in functions and training info, where onnx itself would not look for a file.
@@ -204,9 +205,12 @@ def _data_edits(
         return
     tensor = weight.tensor
     was_external = _is_external(weight.stored, native)
+    was = weight.stored.tensor
+    if place is None and not was_external and was.source is None and tensor.nbytes:
+        # Raw data, or packed floats, which are the same: new or old values in the same place.
+        yield Edit(frame, was.offset, was.offset + was.nbytes, (tensor,), weight.name)
+        return
     if place is None and not weight.changed and not was_external:
-        if tensor.source is None and tensor.nbytes:  # stays as it is; known as a piece of its own
-            yield Edit(frame, tensor.offset, tensor.offset + tensor.nbytes, (tensor,), weight.name)
         return
     fields = list(wire.fields(frame.span.start, frame.span.end))
     content: tuple[bytes | Tensor, ...]

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ckptkit.core.codes import CODES
 from ckptkit.core.collector import paused
@@ -25,6 +25,10 @@ from ckptkit.match.quantized import quantized_members, torn_units
 from ckptkit.rules.follow import follow
 from ckptkit.rules.outcome import Rewrite, Trace
 from ckptkit.rules.ruleset import Rules
+
+if TYPE_CHECKING:
+    from ckptkit.match.proof.proving import Reference
+    from ckptkit.verbs.convert.into import Into
 
 CASTABLE = ("float64", "float32", "float16", "bfloat16")
 
@@ -46,6 +50,8 @@ class Plan:
         losses: what cannot be carried; each code must be in `allowed` for `write` to start.
         notes: what else is worth telling.
         memory: upper bound in bytes of the buffers held while writing.
+        into: the graph that the weights go into, if not one of their own; `name_map` is where its map goes.
+        reference: what the model written must give the same outputs as, before it is put in place.
     """
 
     source: TensorGraph
@@ -64,11 +70,19 @@ class Plan:
     memory: int
     sidecar: str | None = None
     extras: tuple[OutputFile, ...] = ()
+    into: "Into | None" = None
+    name_map: str | None = None
+    reference: "Reference | None" = None
 
     @property
     def files(self) -> tuple[OutputFile, ...]:
         """Every file that will be written, side files of a folder included; the target's own file last."""
         return (*self.extras, *self.layout.files)
+
+    @property
+    def inputs(self) -> tuple[TensorGraph, ...]:
+        """Every checkpoint that is read, the source first."""
+        return (self.source, *(self.into.inputs if self.into else ()))
 
     @property
     def nbytes(self) -> int:
@@ -112,6 +126,12 @@ def plan(
     max_expand: float = MAX_EXPAND,
     sidecar: str | os.PathLike[str] | None = None,
     with_code: bool = False,
+    into: str | os.PathLike[str] | None = None,
+    exported_from: str | os.PathLike[str] | None = None,
+    name_map: str | os.PathLike[str] | None = None,
+    prove: bool = False,
+    module: str | None = None,
+    allow_code: bool = False,
 ) -> Plan:
     """Decide a conversion without writing anything.
 
@@ -135,6 +155,12 @@ def plan(
         max_expand: refuse to write more than this many times the stored bytes (beyond 1 GiB).
         sidecar: JSON file for the non-tensor objects.
         with_code: a folder's `*.py` files are copied too.
+        into: ONNX model whose graph the weights go into, its own weights replaced; DST gets that graph.
+        exported_from: the checkpoint that `into` was exported from, by which renamed, transposed, joined and folded
+            weights are found; without it names decide.
+        name_map: JSON file for the map from weights of the graph to those of the checkpoint.
+        prove: run the ONNX model written, and its source, or a `module` (`package.module:factory`) with the weights
+            of the source; different outputs are an error. A module needs `allow_code`.
 
     Raises:
         CkptError: the source cannot be read or the target not be written in that format.
@@ -149,6 +175,24 @@ def plan(
     original = {name: step.sources[0] if step.sources else "" for name, step in rewrite.trace.items()}
     keep = frozenset(matching(source, keep_dtype)) if keep_dtype else frozenset()
     graph, cast = _cast(rewrite, dtype, keep)
+    reference = _reference(source, graph, module, allow_code) if prove else None
+    if module is not None and not prove:
+        raise CkptError("usage", "--module is what a model is proved against", module, "--prove")
+    put: Into | None = None
+    if into is not None and dtype is not None:
+        raise CkptError(
+            "usage", "weights get the dtypes of the graph they go into", None, "leave --dtype out"
+        )
+    if into is not None:
+        from ckptkit.verbs.convert.into import casts, put_into
+
+        read_weights = graph
+        put, rewrite = put_into(replace(rewrite, graph=graph), into, exported_from, section, include, exclude)
+        graph, cast = rewrite.graph, casts(put, read_weights)
+        original = {name: step.sources[0] if step.sources else "" for name, step in rewrite.trace.items()}
+    elif exported_from is not None or name_map is not None:
+        option = "--exported-from" if exported_from is not None else "--name-map"
+        raise CkptError("usage", f"{option} goes with a graph to put weights into", None, "--into BASE.onnx")
     kept = _kept(graph, cast) if dtype else ()
     graph = replace(graph, metadata=_metadata(graph, metadata, no_metadata))
     stored = graph.origin.stored
@@ -164,6 +208,14 @@ def plan(
     options = WriteOptions(ties=ties, max_shard_size=max_shard_size, external=external, taken=taken)
     stem = folder.weights_name(writer.name, graph) if into_folder else target.name
     layout = writer.load().layout(graph, stem, options)
+    notes: tuple[Finding, ...] = ()
+    if put is not None:
+        if writer.name != "onnx":
+            raise CkptError("usage", "a graph with new weights is written as ONNX", str(target), "--to onnx")
+        from ckptkit.verbs.convert.into import settled
+
+        layout, unchanged = settled(layout, put)
+        notes = (unchanged,)
     if not into_folder and writer.name != "onnx" and len(layout.files) > 1:
         suited = "" if writer.name == "safetensors" else f" --to {writer.name}"
         hint = f"write to the folder {target.stem}/{suited}"
@@ -179,21 +231,54 @@ def plan(
         names=original,
         trace=rewrite.trace,
         cast=cast,
-        left_out=_left_out(whole, source, rewrite, extras, sidecar is not None),
-        losses=(*_torn(whole, names), *layout.losses),
+        left_out=(
+            *_left_out(whole, source, rewrite, extras, sidecar is not None),
+            *(put.left_out if put else ()),
+        ),
+        losses=(*_torn(whole, names), *(put.done.losses if put else ()), *layout.losses),
         notes=(
             *(f for f in whole.findings if f not in layout.losses),
             *rewrite.findings,
             *kept,
             *layout.notes,
+            *notes,
         ),
         allowed=frozenset(allow_loss),
         memory=max(map(memory_bound, layout.files), default=0),
         sidecar=None if sidecar is None else os.fspath(sidecar),
         extras=extras,
+        into=put,
+        name_map=None if name_map is None else os.fspath(name_map),
+        reference=reference,
     )
-    refuse_inputs(whole, [result.target, *filter(None, [result.sidecar])])
+    if reference is not None and writer.name != "onnx":
+        raise CkptError("usage", "only an ONNX model is proved", result.target, "leave --prove out")
+    targets = [result.target, *filter(None, [result.sidecar, result.name_map])]
+    for read_one in (whole, *result.inputs[1:]):
+        refuse_inputs(read_one, targets)
     return result
+
+
+def _reference(
+    source: TensorGraph, weights: TensorGraph, module: str | None, allow_code: bool
+) -> "Reference":
+    """What the output is proved against: the module, with the weights that are written, or the source."""
+    from ckptkit.match.proof.proving import Reference
+
+    if module is not None:
+        if not allow_code:
+            raise CkptError(
+                "code-refused", "making a module runs its code", module, "--allow-code, if you trust it"
+            )
+        return Reference(module=module, weights=weights)
+    if not source.nodes:
+        raise CkptError(
+            "usage",
+            "weights alone give no outputs to prove against",
+            source.origin.path,
+            "--module package.module:factory makes the module they are for",
+        )
+    return Reference(against=source.origin.path)
 
 
 def _cast(rewrite: Rewrite, dtype: str | None, keep: frozenset[str]) -> tuple[TensorGraph, dict[str, str]]:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Mapping, Set
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckptkit.core.errors import CkptError
 from ckptkit.core.jsonable import dumps
@@ -20,6 +20,9 @@ from ckptkit.match.digest import combine, tensor_digest, tensor_hasher
 from ckptkit.match.receipt import FileRecord, Receipt, TensorRecord
 from ckptkit.match.written import check_header, compare_bytes, open_with_reference
 from ckptkit.verbs.convert.plan import Plan
+
+if TYPE_CHECKING:
+    from ckptkit.match.proof.proving import Proof
 
 Progress = Callable[[str, int, int], None]
 
@@ -81,10 +84,13 @@ def write(
         reference = verify and open_with_reference(
             plan.format, [staging.path / f.path for f in plan.layout.files]
         )
-        result = _receipt(plan, hashers, tally, verify, reference or None)
+        proof = None if plan.reference is None else plan.reference.prove(entry)
+        result = _receipt(plan, hashers, tally, verify, reference or None, proof)
         texts = {}
         if plan.sidecar is not None:
             texts[plan.sidecar] = _sidecar(plan)
+        if plan.name_map is not None and plan.into is not None:
+            texts[plan.name_map] = plan.into.text()
         if receipt is not None:
             texts[os.fspath(receipt)] = result.text()
         staged = []
@@ -107,8 +113,9 @@ def check(plan: Plan, *, overwrite: bool = False, receipt: str | os.PathLike[str
     refusal = plan.refusal()
     if refusal is not None:
         raise refusal
-    beside = [path for path in (plan.sidecar, receipt) if path is not None]
-    refuse_inputs(plan.source, [plan.target, *beside])
+    beside = [path for path in (plan.sidecar, plan.name_map, receipt) if path is not None]
+    for graph in plan.inputs:
+        refuse_inputs(graph, [plan.target, *beside])
     target = Path(os.path.abspath(plan.target))
     check_target(target, folder=plan.folder, overwrite=overwrite)
     for path in beside:
@@ -146,7 +153,8 @@ def _stale_data(plan: Plan) -> list[Path]:
 
 def _check_stated(plan: Plan) -> None:
     """Compare the SHA-1 that an ONNX model states of its data files with theirs; no library does."""
-    for path, stated in plan.source.origin.details.get("checksums", {}).items():
+    checksums = (graph.origin.details.get("checksums", {}) for graph in plan.inputs)
+    for path, stated in (pair for some in checksums for pair in some.items()):
         with open(path, "rb") as data:
             if hashlib.file_digest(data, "sha1").hexdigest() != stated.lower():
                 raise CkptError(
@@ -174,7 +182,12 @@ def _observer(piece: Piece, hashers: dict[str, Any]) -> Any:
 
 
 def _receipt(
-    plan: Plan, hashers: Mapping[str, Any], tally: Tally, verified: bool, reference: bool | None
+    plan: Plan,
+    hashers: Mapping[str, Any],
+    tally: Tally,
+    verified: bool,
+    reference: bool | None,
+    proof: "Proof | None",
 ) -> Receipt:
     ties = plan.graph.ties()
     digests = {name: hasher.hexdigest() for name, hasher in hashers.items()}
@@ -202,7 +215,7 @@ def _receipt(
         source_format=plan.source.origin.format,
         target=plan.target,
         target_format=plan.format,
-        inputs=tuple(FileRecord(f.path, f.size) for f in plan.source.origin.files),
+        inputs=tuple(FileRecord(f.path, f.size) for graph in plan.inputs for f in graph.origin.files),
         outputs=tuple(FileRecord(str(root / f.path), f.size) for f in plan.files),
         section=plan.source.origin.section,
         tensors=tensors,
@@ -212,6 +225,7 @@ def _receipt(
         digest=combine(digests) if digests else None,
         verified=verified,
         reference=reference,
+        proved=None if proof is None else proof.b,
         version=VERSION,
     )
 

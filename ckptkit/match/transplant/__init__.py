@@ -1,0 +1,283 @@
+"""Putting new weights into an ONNX graph that was exported from other ones.
+
+Every weight of the graph is explained: by its name in the checkpoint, or, given the checkpoint that the graph was
+exported from, by the finder, as an expression over the names of that checkpoint. The expressions are then computed over
+the new weights, so that transposes, joins and folded normalizations are repeated as the exporter did them.
+
+Nothing is guessed. What neither side can account for is refused:
+
+- a tensor of the graph that nothing explains is the graph's own if it cannot hold weights (64-bit, 32-bit or 16-bit
+  integers, bools, single numbers, tensors of at most two values, such as masks), or if every weight of the checkpoint
+  is found elsewhere (anchors, position tables that the exporter computed);
+- a weight of the checkpoint that the graph lacks is left out if its values are those it had at the export; otherwise
+  that is a loss, `weights-unused`, as is a weight that was a copy of another one then and is none now;
+- a weight that several tensors could have given is a loss, `weights-ambiguous`, if these differ by now.
+
+A weight whose ingredients are unchanged keeps the graph's own bytes where they could not be given exactly: so putting
+the base weights back gives the base graph, bit for bit.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ckptkit.core.errors import CkptError
+from ckptkit.core.findings import Finding
+from ckptkit.core.graph import TensorGraph
+from ckptkit.core.tensor import Tensor
+from ckptkit.match.finder import Match, Source, equal, find
+from ckptkit.match.finder.layout import cast_to, castable
+from ckptkit.match.transplant.produce import produce
+
+UNUSED, AMBIGUOUS = "weights-unused", "weights-ambiguous"
+_LISTED = 8  # names in a message
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """One weight of the graph.
+
+    Attributes:
+        name: of the initializer, Constant or attribute.
+        sources: names in the checkpoint.
+        operation: how it is made of them, in one line; the name alone where it is that tensor.
+        kept: its ingredients are unchanged, and the graph's own bytes stay.
+        ulp: how far the operation was from the graph's values on the checkpoint that it was exported from.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    operation: str
+    kept: bool = False
+    ulp: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Transplant:
+    """A graph with new weights.
+
+    Attributes:
+        graph: the base graph, its weights replaced.
+        weights: every weight of the graph, in its order.
+        constants: the graph's own tensors, which stay.
+        unused: weights of the checkpoint that the graph has no place for.
+        losses, notes: what must be allowed, and what is worth telling.
+    """
+
+    graph: TensorGraph
+    weights: tuple[Placed, ...]
+    constants: tuple[str, ...]
+    unused: tuple[str, ...]
+    losses: tuple[Finding, ...]
+    notes: tuple[Finding, ...]
+
+
+def transplant(weights: TensorGraph, base: TensorGraph, origin: TensorGraph | None = None) -> Transplant:
+    """`base` with the weights of `weights`; `origin` is the checkpoint that `base` was exported from.
+
+    Raises CkptError `graph-needed` when `base` is no ONNX model, `transplant-unaccounted`, `transplant-missing`,
+    `transplant-shape`.
+    """
+    if not base.nodes:
+        raise CkptError(
+            "graph-needed", "this holds weights only, and no graph to put them into", base.origin.path
+        )
+    if origin is None:
+        return _by_name(weights, base)
+    found = find(origin, base)
+    used = {name for match in found.pairs for name in match.sources}
+    lost = [name for name in found.unmatched_a if not _is_index(origin[name])]
+    own = [name for name in found.unmatched_b if not _is_own(base[name])]
+    if own and lost:
+        hint = f"is {origin.origin.path} what it was exported from? --exclude leaves out what has no place in the graph"
+        raise _unaccounted(own, lost, base, hint)
+    _complete(used, weights, origin, base)
+    supply = {name: _like(weights[name], origin[name], name) for name in used}
+    losses = [*_ambiguous(found.pairs, supply, origin)]
+    left = [name for name in weights if name not in used and not _is_index(weights[name])]
+    changed = list(_changed(left, weights, origin, supply))
+    losses += _unused(changed, base)
+    placed = [_place(match, supply, origin, base) for match in found.pairs]
+    worst = max((p.ulp for p, _ in placed if not p.kept), default=0)
+    notes = []
+    if worst:
+        text = f"folds are repeated by the formula that gives the base's values within {worst} ulp"
+        notes.append(Finding("fold-inexact", "note", "", text))
+    return _result(base, placed, left, losses, notes)
+
+
+def _by_name(weights: TensorGraph, base: TensorGraph) -> Transplant:
+    """Names decide; every weight must have its place, and every place its weight."""
+    hint = "--exported-from PATH, the checkpoint that the graph was exported from, finds them by content"
+    common = [name for name in base if name in weights]
+    lost = [name for name in weights if name not in base and not _is_index(weights[name])]
+    own = [name for name in base if name not in weights and not _is_own(base[name])]
+    if lost or not common:
+        raise _unaccounted(own, lost, base, hint)
+    for name in common:
+        _fits(name, weights[name], base[name], hint)
+    supply = {name: _like(weights[name], base[name], name) for name in common}
+    placed = [_place(Match(name, Source(name), "same"), supply, None, base) for name in common]
+    text = "weights were matched by name alone; --exported-from proves the match"
+    return _result(base, placed, (), (), [Finding("matched-by-name", "note", "", text)])
+
+
+def _result(
+    base: TensorGraph,
+    placed: Sequence[tuple[Placed, Tensor]],
+    unused: Sequence[str],
+    losses: Sequence[Finding],
+    notes: Sequence[Finding],
+) -> Transplant:
+    new = {entry.name: tensor for entry, tensor in placed}
+    graph = replace(base, tensors={name: new.get(name, tensor) for name, tensor in base.items()})
+    constants = tuple(name for name in base if name not in new)
+    return Transplant(
+        graph, tuple(entry for entry, _ in placed), constants, tuple(unused), tuple(losses), tuple(notes)
+    )
+
+
+def _place(
+    match: Match, supply: Mapping[str, Tensor], origin: TensorGraph | None, base: TensorGraph
+) -> tuple[Placed, Tensor]:
+    """A weight of the graph with its new values."""
+    name, was = match.target, base[match.target]
+    made = produce(match.expression, supply)
+    if made.dtype is not was.dtype:
+        made = _like(made, was, name)
+    if made.shape != was.shape:
+        raise CkptError(
+            "transplant-shape", f"{list(made.shape)}, where the graph has {list(was.shape)}", name
+        )
+    if match.ulp and origin is not None:
+        kept = all(equal(supply[source], origin[source]) for source in match.sources)
+    else:
+        kept = was.file is None and equal(made, was)  # in another encoding than the one that would be written
+    tensor = was if kept else replace(made, kind=was.kind, note="", loss="")
+    return Placed(name, match.sources, match.text, kept, match.ulp), tensor
+
+
+def _like(tensor: Tensor, wanted: Tensor, name: str) -> Tensor:
+    """The tensor in the dtype that is wanted. Floats are cast, other types have to agree."""
+    if tensor.dtype is wanted.dtype:
+        return tensor
+    if tensor.dtype.kind != "float" or not castable(tensor.dtype, wanted.dtype):
+        raise CkptError("graph-typed", f"{tensor.dtype}, where the graph was made from {wanted.dtype}", name)
+    return cast_to(tensor, wanted.dtype)
+
+
+def _complete(used: Iterable[str], weights: TensorGraph, origin: TensorGraph, base: TensorGraph) -> None:
+    """Refuse weights that lack a tensor of the graph, or have it in another shape."""
+    missing = [name for name in origin if name in set(used) and name not in weights]
+    if missing:
+        raise CkptError(
+            "transplant-missing",
+            f"{_names(missing)}, which the graph needs, not there",
+            weights.origin.path,
+            f"names must be those of {origin.origin.path}; --rules renames",
+        )
+    for name in used:
+        _fits(name, weights[name], origin[name], f"the graph of {base.origin.path} is made for that shape")
+
+
+def _fits(name: str, tensor: Tensor, wanted: Tensor, hint: str) -> None:
+    if tensor.shape != wanted.shape:
+        text = f"{list(tensor.shape)}, where the graph was made from {list(wanted.shape)}"
+        raise CkptError("transplant-shape", text, name, hint)
+
+
+def _unaccounted(own: Sequence[str], lost: Sequence[str], base: TensorGraph, hint: str) -> CkptError:
+    parts = []
+    if own:
+        parts.append(f"{_names(own)} of the graph come from no weight")
+    if lost:
+        parts.append(f"{_names(lost)} of the checkpoint are nowhere in the graph")
+    what = "; ".join(parts) or "no name of the checkpoint is one of the graph"
+    return CkptError("transplant-unaccounted", what, base.origin.path, hint)
+
+
+def _ambiguous(
+    pairs: Iterable[Match], supply: Mapping[str, Tensor], origin: TensorGraph
+) -> Iterator[Finding]:
+    """Weights for which several tensors of one content stood, that differ by now."""
+    open_pairs = [match for match in pairs if not match.certain and match.sources != (match.target,)]
+    if not open_pairs:
+        return
+    doubtful = []
+    groups: defaultdict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
+    for name in supply:
+        groups[origin[name].dtype.name, origin[name].shape].append(name)
+    for match in open_pairs:
+        for source in match.sources:
+            others = groups[origin[source].dtype.name, origin[source].shape]
+            twins = [n for n in others if n != source and equal(origin[n], origin[source])]
+            if any(not equal(supply[n], supply[source]) for n in twins):
+                doubtful.append(match.target)
+                break
+    if doubtful:
+        yield Finding(
+            AMBIGUOUS,
+            "error",
+            doubtful[0],
+            f"{_names(doubtful)}: several weights were equal when the graph was exported, and differ now",
+            f"--allow-loss {AMBIGUOUS} takes those whose names fit best; ckptkit prove tells whether that is right",
+        )
+
+
+def _changed(
+    left: Iterable[str], weights: TensorGraph, origin: TensorGraph, supply: Mapping[str, Tensor]
+) -> Iterator[str]:
+    """Weights without a place in the graph that matter: new, or neither what they were nor what they were tied to."""
+    for name in left:
+        tensor, was = weights[name], origin.get(name)
+        if was is None or tensor.shape != was.shape:
+            yield name
+        elif tensor.dtype is was.dtype and equal(tensor, was):
+            continue
+        else:
+            alike = (n for n in supply if origin[n].shape == was.shape and origin[n].dtype is was.dtype)
+            twins = [n for n in alike if equal(origin[n], was)]
+            if not twins or not any(equal(supply[n], _like(tensor, was, name)) for n in twins):
+                yield name
+
+
+def _unused(names: Sequence[str], base: TensorGraph) -> Iterator[Finding]:
+    if names:
+        yield Finding(
+            UNUSED,
+            "error",
+            names[0],
+            f"{_names(names)} of the checkpoint, new or changed, have no place in {base.origin.path}",
+            f"--exclude leaves them out by name, --allow-loss {UNUSED} all of them",
+        )
+
+
+def _is_index(tensor: Tensor) -> bool:
+    """Whether it counts or points: wider integers, bools and strings hold no weights."""
+    kind = tensor.dtype.kind
+    return kind in ("bool", "string") or (kind in ("int", "uint") and tensor.dtype.bits > 8)
+
+
+def _is_own(tensor: Tensor) -> bool:
+    """Whether a tensor of a graph can be no weight, by what it is and holds."""
+    return _is_index(tensor) or tensor.size <= 1 or _is_two_valued(tensor)
+
+
+def _is_two_valued(tensor: Tensor) -> bool:
+    """Whether it holds at most two different values, bit for bit: a mask, a filled tensor."""
+    import numpy as np
+
+    width = tensor.dtype.bits // 8
+    if width not in (1, 2, 4, 8):
+        return False
+    seen: set[int] = set()
+    for chunk in tensor.chunks():
+        seen.update(np.unique(np.frombuffer(chunk, f"u{width}")).tolist()[:3])
+        if len(seen) > 2:
+            return False
+    return True
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{', '.join(map(repr, names[:_LISTED]))}{more}"

@@ -1,0 +1,142 @@
+"""Exporting a module of the user: names kept or recorded, outputs proved, later transplants possible."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import ckptkit as ck
+from tests.support import Result
+
+onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
+torch = pytest.importorskip("torch", reason="needs the torch extra")
+pytest.importorskip("onnxscript", reason="the exporter needs it")
+pytest.importorskip("onnxruntime", reason="needs the onnx extra")
+
+Run = Callable[..., Result]
+
+SOURCE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, bias=False)
+        self.norm = nn.BatchNorm2d(16)
+        self.up = nn.Linear(16, 6)
+
+    def forward(self, image):
+        return self.up(self.norm(self.conv(image)).flatten(2).transpose(1, 2))
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(11, 4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, ids, mask):
+        return {"logits": self.head(self.table(ids) * mask[..., None])}
+
+def broken():
+    raise RuntimeError("on purpose")
+"""
+
+
+@pytest.fixture
+def place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> tuple[Path, str]:
+    """The current folder, and the name of a module in it that no other test has."""
+    name = f"nets_{abs(hash(request.node.name))}"
+    (tmp_path / f"{name}.py").write_text(SOURCE, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path, name
+
+
+def save(path: Path, spec: str, seed: int) -> None:
+    from ckptkit.match.factory import make_module
+
+    torch.manual_seed(seed)
+    module = make_module(spec)
+    for name, tensor in module.state_dict().items():
+        if tensor.dtype.is_floating_point:
+            tensor.uniform_(0.2, 2) if name.endswith("var") else tensor.normal_()
+    torch.save(module.state_dict(), path)
+
+
+def test_names_are_kept_or_recorded(place: tuple[Path, str], run: Run) -> None:
+    folder, name = place
+    save(folder / "base.pt", f"{name}:Net", 0)
+    save(folder / "tuned.pt", f"{name}:Net", 1)
+    line = (
+        "--module",
+        f"{name}:Net",
+        "--input",
+        "image:float32[1,3,8,8]",
+        "--dynamic",
+        "image.0=batch",
+        "--prove",
+    )
+    done = run("export", "base.pt", "base.onnx", *line, "--json")
+    assert done.code == 0, done.stderr
+    told = done.json
+    assert told["unused"] == []
+    assert told["proved"] is True
+    model = onnx.load(folder / "base.onnx")
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    weights, graph = ck.read("base.pt"), ck.read("base.onnx")
+    for weight in told["named"]:
+        assert graph[weight].tobytes() == weights[weight].tobytes()
+    (record,) = [json.loads(p.value) for p in model.metadata_props if p.key == "ckptkit_weights"]
+    assert {key: row["from"] for key, row in record.items()} == told["recorded"]
+    assert {n for names in told["recorded"].values() for n in names} | set(told["named"]) == {
+        weight for weight in weights if not weight.endswith("num_batches_tracked")
+    }
+    # The graph takes other weights, and gives what a fresh export of these gives.
+    assert run("export", "tuned.pt", "fresh.onnx", *line, "--onnx-data", "external").code == 0
+    assert (folder / "fresh.onnx.data").exists()
+    assert (
+        run("convert", "tuned.pt", "new.onnx", "--into", "base.onnx", "--exported-from", "base.pt").code == 0
+    )
+    assert ck.prove("new.onnx", "fresh.onnx").equal
+    assert not ck.prove("base.onnx", "fresh.onnx").equal
+
+
+def test_inputs_by_name(place: tuple[Path, str], run: Run) -> None:
+    folder, name = place
+    save(folder / "words.pt", f"{name}:Words", 0)
+    inputs = ("--input", "mask:float32[1,5]", "--input", "ids:int64[1,5]")
+    free = [part for place in ("ids", "mask") for part in ("--dynamic", f"{place}.1=length")]
+    done = run("export", "words.pt", "words.onnx", "--module", f"{name}:Words", *inputs, *free, "--prove")
+    assert done.code == 0, done.stderr
+    assert f"same outputs as {name}:Words" in done.stdout
+    assert {v.name: v.shape for v in ck.read("words.onnx").inputs} == {
+        "ids": (1, "length"),
+        "mask": (1, "length"),
+    }
+
+
+def test_what_cannot_be_exported(place: tuple[Path, str], run: Run) -> None:
+    folder, name = place
+    save(folder / "words.pt", f"{name}:Words", 0)
+    (folder / "there.onnx").write_bytes(b"")
+
+    def error(
+        *line: str, target: str = "x.onnx", module: str = "Words", shape: str = "ids:int64[1,5]"
+    ) -> str:
+        done = run("export", "words.pt", target, "--module", f"{name}:{module}", "--input", shape, *line)
+        assert done.code == 2
+        return done.stderr.split("[")[1].split("]")[0]
+
+    assert error() == "export-failed"  # forward needs a mask too
+    assert error(module="Net") == "module-misfit"
+    assert error(module="broken") == "module-invalid"
+    assert error(target="there.onnx") == "exists"
+    assert error("--dynamic", "ids.2=n") == "usage"
+    assert error(shape="ids") == "usage"
+    assert error(shape="ids:int63[1]") == "dtype-unknown"
+    assert sorted(p.name for p in folder.iterdir() if p.suffix in (".onnx", ".tmp", ".data")) == [
+        "there.onnx"
+    ]
