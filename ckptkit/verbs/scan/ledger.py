@@ -6,9 +6,10 @@ from dataclasses import replace
 from ckptkit.core.budgets import Budgets
 from ckptkit.core.errors import CkptError
 from ckptkit.format.pytorch.nodes import Global, Object
+from ckptkit.verbs.scan.brief import brief
 from ckptkit.verbs.scan.report import Kind, Named, ScanFinding
 from ckptkit.verbs.scan.verdicts import Verdict, classify, harmless_call, is_torchscript
-from ckptkit.verbs.scan.walker import Walk, brief
+from ckptkit.verbs.scan.walker import Walk
 
 _FINDINGS = 2_000  # told one by one; what comes after is counted
 _NAMES = 20_000
