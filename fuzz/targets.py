@@ -3,7 +3,9 @@
 Each target takes bytes and raises AssertionError, or anything but CkptError, where ckptkit is at fault.
 """
 
+import atexit
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,6 +32,7 @@ SECONDS = 2.0  # of one input; inputs are at most a few kilobytes
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
 _FILE = str(_FOLDER / "x")
+atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 
 Target = Callable[[bytes], None]
 

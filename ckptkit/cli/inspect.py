@@ -60,7 +60,8 @@ def command(paths: tuple[str, ...], style: str | None, **chosen: Any) -> int:
 
     PATH is a file, a folder or an index.json; several are reported one after the other. Only headers are read,
     and nothing found in a file is run. Repeated layers are folded: layers.{0..31}. Lines are: name, dtype, shape,
-    bytes, separated by tabs.
+    bytes, separated by tabs; with --stats also min, max, mean, std, zeros, NaN, Inf. Min, max, mean and std are of the
+    finite values: null in JSON, - in lines where there are none.
     """
     style = style or "text"
     start, between, end = ("[", ",\n", "]\n") if style == "json" and len(paths) > 1 else ("", "", "")

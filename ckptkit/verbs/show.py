@@ -167,7 +167,7 @@ def _refuse_bomb(part: Tensor) -> None:
     while isinstance(reads.source, Held | Window):  # cut out of what can only be read as a whole
         reads = reads.source.origin
     stored = sum(extent.nbytes for extent in reads.extents)
-    refuse_expansion(reads.nbytes, stored, "", "--slice 0:100 shows a part")
+    refuse_expansion(reads.nbytes, stored, "", "--slice 0:100 shows a part" if reads is part else None)
 
 
 def _strings(tensor: Tensor) -> "Array":

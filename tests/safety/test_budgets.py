@@ -164,6 +164,25 @@ def test_a_scan_is_bounded(body: bytes, tmp_path: Path) -> None:
     assert time.process_time() - started < 2
 
 
+@pytest.mark.parametrize("body", [b"]" * (60 << 20), b"N0" * (30 << 20)], ids=["objects", "steps"])
+def test_a_small_archive_of_a_large_pickle_is_no_attack(body: bytes, tmp_path: Path) -> None:
+    import gzip
+
+    path = tmp_path / "x.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + body)
+        archive.writestr("archive/version", "3\n")
+    packed = tmp_path / "x.pkl.gz"
+    packed.write_bytes(gzip.compress(b"\x80\x02" + body))
+    started = time.process_time()
+    with pytest.raises(ck.CkptError) as refusal:
+        ck.read(path, "all")
+    assert refusal.value.code == "over-budget"
+    assert ck.scan(path).verdict == "unread"
+    assert ck.scan(packed).verdict == "unread"
+    assert time.process_time() - started < 4
+
+
 def test_logical_bytes_are_bounded(tmp_path: Path) -> None:
     """A tensor that says one number a trillion times is listed, and not written."""
     data = TENSOR

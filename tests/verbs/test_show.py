@@ -75,6 +75,18 @@ def test_a_slice_of_any_view_is_what_numpy_gives(order: list[int], index: list[A
     assert found.values.shape == values[tuple(index)].shape
 
 
+@pytest.mark.parametrize("text", ["1", "::-1,1:4", "...,::2", "2:2", "-1,-1", "1:3,0:5"])
+def test_a_slice_of_packed_elements_is_what_numpy_gives(text: str) -> None:
+    values = np.arange(24) % 16 - 8
+    data = ((values[::2] & 15) | (values[1::2] & 15) << 4).astype(np.uint8).tobytes()
+    tensor = view(MemoryStorage(data, "w"), dtype("int4"), (4, 6), (6, 1), 0)
+    found = show(TensorGraph({"w": tensor}, Origin("x.onnx", "onnx")), "w", parse_slice(text))
+    expected = values.reshape(4, 6)[parse_slice(text)]
+    assert np.array_equal(native(found.values), expected)
+    assert found.statistics is not None
+    assert found.statistics.minimum == (expected.min() if expected.size else None)
+
+
 def test_of_a_tensor_made_of_nothing_only_the_part_is_read(tmp_path: Path) -> None:
     """Zero strides make 4 TB of 4 bytes."""
     tensor = view(
@@ -90,6 +102,10 @@ def test_of_a_tensor_made_of_nothing_only_the_part_is_read(tmp_path: Path) -> No
         with pytest.raises(CkptError) as caught:
             show(bomb, "w", index)
         assert caught.value.code == "expands"
+    packed = view(MemoryStorage(b"\x21", "w"), dtype("int4"), (1 << 35, 2), (0, 1), 0)
+    with pytest.raises(CkptError) as caught:
+        show(TensorGraph({"w": packed}, Origin("x.onnx", "onnx")), "w", parse_slice("0"))
+    assert (caught.value.code, caught.value.hint) == ("expands", None)
 
 
 def test_the_checkpoint_itself_is_not_overwritten(tmp_path: Path) -> None:

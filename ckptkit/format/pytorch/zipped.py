@@ -23,6 +23,10 @@ from ckptkit.format.pytorch.refs import StorageRef, storage_id
 from ckptkit.format.pytorch.source import Pickles, Span
 from ckptkit.format.pytorch.zipfile_directory import DEFLATED
 
+# Bytes of a deflated pickle, and times its packed size, beyond which it is a bomb: real ones pack tenfold at most.
+_DEFLATED_PICKLE = 8 << 20
+_DEFLATED_RATIO = 32
+
 
 class ZipStorages:
     """Turns persistent ids into storages in a folder of the archive ("data/", "constants/").
@@ -98,7 +102,11 @@ class ZipStorages:
 
 def load_member(archive: Archive, name: str, storages: ZipStorages) -> Unpickled:
     """The value of a pickle in the archive. Raises what the machine and `ZipStorages.refer` raise."""
-    data = archive.read(name, archive.budgets.pickle_bytes)
+    limit = archive.budgets.pickle_bytes
+    entry = archive.entries.get(name)
+    if entry is not None and entry.method == DEFLATED:
+        limit = min(limit, _DEFLATED_PICKLE + _DEFLATED_RATIO * entry.packed)
+    data = archive.read(name, limit)
     return load(data, persistent=storages.refer, budgets=archive.budgets)
 
 

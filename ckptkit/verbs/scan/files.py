@@ -51,6 +51,7 @@ class Scanner:
             return
         try:
             file = File.at(path)
+            ledger.begin(file.size)
             with file.open() as reader:
                 known = self.content(Span.whole(reader), path, reader)
             if known:
@@ -197,11 +198,11 @@ class Scanner:
         """A member of a zip archive."""
         if storage and head(source, 1) != b"\x80":
             return
-        pickles = Pickles(source, where, self.ledger, self.inner, script=script)
         if name.endswith(("data.pkl", "constants.pkl")):
-            pickles.all()
+            window = min(source.size, self.ledger.budgets.pickle_bytes)
+            Pickles(source, where, self.ledger, self.inner, script=script, window=window).all()
         elif storage:
-            pickles.quietly()
+            Pickles(source, where, self.ledger, self.inner).quietly()
         elif name.endswith(".debug_pkl"):  # positions in TorchScript code, read by its own loader
             return
         elif not self.nested(source, where) and name.endswith((".h5", ".hdf5", *_PICKLE_SUFFIXES)):

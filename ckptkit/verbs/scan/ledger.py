@@ -1,17 +1,20 @@
 """The book that a scan keeps: what was found so far, and what may still be spent."""
 
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 
 from ckptkit.core.budgets import Budgets
 from ckptkit.core.errors import CkptError
 from ckptkit.format.pytorch.nodes import Global, Object
+from ckptkit.verbs.scan.brief import brief
 from ckptkit.verbs.scan.report import Kind, Named, ScanFinding
 from ckptkit.verbs.scan.verdicts import Verdict, classify, harmless_call, is_torchscript
-from ckptkit.verbs.scan.walker import Walk, brief
+from ckptkit.verbs.scan.walker import Walk
 
 _FINDINGS = 2_000  # told one by one; what comes after is counted
 _NAMES = 20_000
 _INDIRECT = 20  # calls of what calls returned that are told one by one
+_STEPS = 2_000_000  # of pickles, that a file of any size may take
 _ROOT = 50  # calls of what calls returned
 _CALLS = 3  # of one name in one stream that are shown
 
@@ -29,6 +32,7 @@ class Ledger:
         self.files = 0
         self.parts = budgets.entries
         self.unpacked = budgets.unpacked_bytes
+        self.steps = 0
 
     def add(
         self, kind: Kind, code: str, where: str, message: str, name: str = "", called: bool = False
@@ -49,6 +53,14 @@ class Ledger:
         """A part that could not be read."""
         place = f"{where}: {error.where}" if error.where and error.where not in where else where
         self.add("unread", error.code, place, error.message)
+
+    def begin(self, size: int) -> None:
+        """Begin a file of so many bytes. What is packed in it may take more steps than that, but not at will."""
+        self.steps = _STEPS + 8 * size
+
+    def for_pickle(self) -> Budgets:
+        """The budgets for one more pickle of the file."""
+        return replace(self.budgets, opcodes=max(1, min(self.budgets.opcodes, self.steps)))
 
     def open(self, where: str) -> bool:
         """Whether one more part may be looked at."""

@@ -32,16 +32,25 @@ Examine = Callable[[Source, str], None]
 
 
 class Pickles:
-    """The streams of one source. `examine` looks at files that lie within them."""
+    """The streams of one source. `examine` looks at files that lie within them; `window` bytes are read at first."""
 
     def __init__(
-        self, source: Source, where: str, ledger: Ledger, examine: Examine, *, script: bool = False
+        self,
+        source: Source,
+        where: str,
+        ledger: Ledger,
+        examine: Examine,
+        *,
+        script: bool = False,
+        window: int = _WINDOW,
     ) -> None:
         self.source = source
         self.where = where
         self.ledger = ledger
         self.examine = examine
         self.script = script
+        self.window = window
+        self.budgets = ledger.budgets
         self.base = 0
         self.data = b""
         self.sound = True  # as far as the strict machine could see
@@ -71,14 +80,16 @@ class Pickles:
         """Walk the stream at an offset of the source without entering it. Its `end` is an offset of the source."""
         size, most = self.source.size, self.ledger.budgets.pickle_bytes
         if not self.base <= at < self.base + len(self.data):
-            self.move(at, _WINDOW)
+            self.move(at, self.window)
         self.sound = True
+        self.budgets = self.ledger.for_pickle()
         while True:
             self.arrays = []
-            found = self.fast(at) or walk(self.data, at - self.base, self.ledger.budgets, self.inline)
+            found = self.fast(at) or walk(self.data, at - self.base, self.budgets, self.inline)
             end = self.base + len(self.data)
             if not found.truncated or end >= size or end - at > most:
                 found.end += self.base
+                self.ledger.steps -= found.end - at  # each step takes a byte at least
                 return found
             self.move(at, max(_WINDOW, end - at) * 4)
 
@@ -93,7 +104,7 @@ class Pickles:
             return None
 
         try:
-            found = load(self.data, persistent=note, budgets=self.ledger.budgets, start=at - self.base)
+            found = load(self.data, persistent=note, budgets=self.budgets, start=at - self.base)
         except CkptError as error:
             self.sound = error.code == "truncated"
             return None
@@ -238,7 +249,7 @@ class Pickles:
         if width is None or type(shape) is not tuple or any(type(n) is not int or n < 0 for n in shape):
             return at
         if width == 0:  # objects: a pickle of their own
-            inner = walk(self.data, at, self.ledger.budgets)
+            inner = walk(self.data, at, self.budgets)
             self.arrays.append(inner)
             return inner.end
         if type(align) is int:

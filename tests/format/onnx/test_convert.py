@@ -14,13 +14,21 @@ onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
 GOOD = ROOT / "fixtures" / "good" / "onnx"
 
 
-def test_replacing_a_model_never_touches_the_data_of_the_old_one(tmp_path: Path) -> None:
+def test_a_model_is_replaced_beside_the_data_of_the_old_one(tmp_path: Path) -> None:
+    """Until the new model stands, the old one is whole; then its data, which carries its name, goes."""
     target = tmp_path / "m.onnx"
     ck.convert(GOOD / "external.onnx", target, verify=True)
-    first = (tmp_path / "m.onnx.data").read_bytes()
-    ck.convert(GOOD / "external_orphans.onnx", target, overwrite=True, verify=True)
-    assert (tmp_path / "m.onnx.data").read_bytes() == first
+    before = contents(target)
+    seen = []
+
+    def look(*_: object) -> None:
+        seen.append(contents(target))
+
+    ck.convert(GOOD / "external_orphans.onnx", target, overwrite=True, verify=True, progress=look)
+    assert seen
+    assert all(found == before for found in seen)
     assert contents(target) == contents(GOOD / "external_orphans.onnx")
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_inline_and_back(tmp_path: Path) -> None:
