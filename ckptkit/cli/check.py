@@ -59,6 +59,9 @@ class _Job(NamedTuple):
 @click.option(
     "--allow-mismatch", metavar="GLOB", multiple=True, help="Tensors of another dtype or shape. Repeatable."
 )
+@click.option(
+    "--values", is_flag=True, help="Read the tensors too: NaN, infinity, weights that are all one number."
+)
 @options.section
 @options.variant
 @options.output("text", "json", "github", "junit", "markdown")
@@ -146,7 +149,8 @@ def _run(jobs: Iterable[_Job], chosen: Mapping[str, Any]) -> Iterator[Outcome]:
             if error is not None:
                 raise error
             if named is None:
-                yield Outcome(path, health(read(path, chosen["section"], variant=chosen["variant"])), None)
+                graph = read(path, chosen["section"], variant=chosen["variant"])
+                yield Outcome(path, health(graph, values=chosen["values"]), None)
                 continue
             if target is None or named != last:
                 target, last = resolve(named), named

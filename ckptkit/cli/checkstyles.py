@@ -84,8 +84,8 @@ def text(outcomes: "Iterable[Outcome]", *, quiet: bool, several: bool) -> None:
 
 
 def _text(found: "CheckReport", terminal: Terminal, quiet: bool) -> Iterator[str]:
-    verdict = found.verdict if found.target else ("healthy" if found.fits else "unhealthy")
-    answer = verdict if found.summary == verdict else f"{verdict} · {found.summary}"
+    alone = not found.target or found.summary == found.verdict
+    answer = found.summary if alone else f"{found.verdict} · {found.summary}"
     path = terminal.paint(clean(found.path), "bold")
     yield f"{path}   {clean(answer)}{_counts(found)}"
     if quiet:

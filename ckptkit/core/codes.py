@@ -1,6 +1,7 @@
 """Every error and finding code with its meaning in one line; docs/errors.md is generated from it."""
 
 CODES: dict[str, str] = {
+    "all-zero": "a weight that is nothing but zeros",
     "already-converted": "the names are those that the rules lead to; nothing was done",
     "ambiguous-section": "several parts of the checkpoint look like weights; one must be named",
     "ambiguous-weights": "a folder holds several checkpoints; one must be named",
@@ -14,6 +15,7 @@ CODES: dict[str, str] = {
     "code-beside": "a file of Python code beside the weights",
     "compressed": "the file is wrapped in a compressor",
     "configuration-invalid": "the configuration of the project is not understood",
+    "constant": "a weight that is one number everywhere",
     "contract-invalid": "a contract that is not understood",
     "custom-domain": "operators of an ONNX domain that is neither the standard's nor defined in the model",
     "deflate-invalid": "deflated data are damaged or do not give the size declared",

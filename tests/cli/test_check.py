@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -149,7 +150,82 @@ def test_health(folder: Path, run: Run, fixtures_dir: Path) -> None:
     done = run("check", "lfs.bin", "narrow.safetensors")
     assert done.code == 2
     assert "error[lfs-pointer]" in done.stderr
-    assert "unhealthy" in done.stdout
+    assert "narrow.safetensors   unhealthy" in done.stdout
+
+
+READABLE = [
+    ("pytorch/zip-deflated.pt", "zip-deflated"),
+    ("pytorch/zip-outside.pt", "zip-root"),
+    ("pytorch/zip-rootless.pt", "zip-root"),
+    ("pytorch/zip-trailing.pt", "bytes-unclaimed"),
+    ("folders/sharded_stale_size", "total-size-mismatch"),
+    ("folders/sharded_unlisted", "not-in-index"),
+    ("folders/sharded_overlay", "shadowed-copy"),
+    ("trainer.pt", "optimizer-shipped"),
+    ("trainer.pt", "names-wrapped"),
+]
+
+
+@pytest.mark.parametrize(("path", "code"), READABLE)
+def test_what_ails_a_readable_checkpoint_is_mended(
+    path: str, code: str, tmp_path: Path, fixtures_dir: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = run("check", fixtures_dir / "good" / path, "--json").json
+    assert (found["verdict"], found["summary"]) == ("fits", "healthy, with warnings")
+    assert code in {item["code"] for item in found["findings"]}
+    words = shlex.split(found["fixes"][0])
+    done = run(*words[1:], "-q")
+    assert done.code == 0, done.stderr
+    again = run("check", words[3], "--json").json
+    assert (again["summary"], again["findings"]) == ("healthy", [])
+
+
+@pytest.mark.parametrize("code", ["not-in-shard", "shard-missing"])
+def test_what_keeps_a_checkpoint_from_being_read(code: str, fixtures_dir: Path, run: Run) -> None:
+    done = run("check", fixtures_dir / "hostile" / "folders" / code.replace("-", "_"))
+    assert done.code == 2
+    assert f"error[{code}]" in done.stderr
+
+
+def test_half_a_download_and_a_contradicting_header(folder: Path, run: Run) -> None:
+    data = Path("x.safetensors").read_bytes()
+    Path("half.safetensors").write_bytes(data[:-4])
+    Path("wrong.safetensors").write_bytes(data.replace(b"[2,3]", b"[2,4]").replace(b"[2, 3]", b"[2, 4]"))
+    done = run("check", "half.safetensors", "wrong.safetensors", "y.pt")
+    assert done.code == 2
+    assert "error[truncated]" in done.stderr
+    assert "error[size-mismatch]" in done.stderr
+    assert "y.pt   healthy" in done.stdout
+
+
+def test_a_stale_quantization_config(folder: Path, run: Run, fixtures_dir: Path) -> None:
+    shutil.copytree(fixtures_dir / "good" / "llama", "llama")
+    config = json.loads(Path("llama/config.json").read_text("utf-8"))
+    Path("llama/config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "gptq"}})
+    )
+    done = run("check", "llama", "--json")
+    assert (done.code, [item["code"] for item in done.json["findings"]]) == (1, ["stale-quantization"])
+
+
+def test_values(folder: Path, run: Run) -> None:
+    tensors = {
+        "broken.weight": np.full((4, 4), np.nan, np.float32),
+        "empty.weight": np.zeros((4, 4), np.float32),
+        "flat.weight": np.ones((4, 4), np.float32),
+        "norm.weight": np.ones(64, np.float32),
+        "fine.weight": np.arange(16, dtype=np.float32).reshape(4, 4),
+    }
+    save_file(tensors, "v.safetensors")
+    assert run("check", "v.safetensors").code == 0
+    done = run("check", "v.safetensors", "--values", "--json")
+    assert done.code == 1
+    codes = {item["name"]: item["code"] for item in done.json["findings"]}
+    assert codes == {"broken.weight": "not-finite", "empty.weight": "all-zero", "flat.weight": "constant"}
+    run("contract", "v.safetensors", "-o", "v.ckpt.yaml")
+    assert run("check", "v.safetensors").code == 0
+    assert run("check", "v.safetensors", "--values").code == 1
 
 
 def test_update_shows_what_changes(folder: Path, run: Run) -> None:

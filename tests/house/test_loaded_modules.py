@@ -68,6 +68,7 @@ CASES: list[tuple[str, set[str], int]] = [
     ("check x.pt --target x.onnx", NONE, 0),
     ("check x.pt lfs.bin --format junit", {"yaml"}, 2),
     ("check x.safetensors x.pt --json", {"yaml"}, 0),
+    ("check x.pt --values", {"yaml", *NUMBERS}, 0),
     ("contract x.pt", {"yaml"}, 0),
     ("contract x.pt -o new.ckpt.yaml --files", {"yaml"}, 0),
     ("contract x.pt --digest", {"yaml", "blake3"}, 0),

@@ -9,9 +9,10 @@ from ckptkit.format import read
 from ckptkit.match import stored
 from ckptkit.targets.contract import Contract
 from ckptkit.targets.resolve import resolve
-from ckptkit.targets.target import Target
+from ckptkit.targets.target import Target, weights
 from ckptkit.verbs.check.judge import Allowed, judge
 from ckptkit.verbs.check.report import CheckReport, Misfit
+from ckptkit.verbs.check.values import values as measured
 from ckptkit.verbs.check.whole import files, from_pointer
 
 __all__ = ["Allowed", "CheckReport", "Misfit", "check"]
@@ -26,6 +27,7 @@ def check(
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
     allow_mismatch: Sequence[str] = (),
+    values: bool = False,
 ) -> CheckReport:
     """Check a checkpoint against a target.
 
@@ -35,8 +37,9 @@ def check(
         section, variant: as in `read`, for a path.
         allow_missing, allow_unexpected, allow_mismatch: shell patterns of names whose absence, presence or other
             dtype or shape is no error.
+        values: read the tensors too: NaN and infinity are errors, weights that are all one number warnings.
 
-    Only headers are read, unless a contract asks for values, a digest or the SHA-256 of files. Where the contract
+    Only headers are read, unless `values` or a contract's policies, digest or files ask for more. Where the contract
     states the files and a git-LFS pointer stands in their place, the pointer is compared.
 
     Raises CkptError when the checkpoint or the target cannot be read.
@@ -44,7 +47,7 @@ def check(
     aim = _target(target)
     allowed = Allowed(tuple(allow_missing), tuple(allow_unexpected), tuple(allow_mismatch))
     if isinstance(source, TensorGraph):
-        return judge(source, aim, allowed)
+        return judge(source, aim, allowed, measured(weights(source)) if values else ())
     path = os.fspath(source)
     try:
         graph = read(path, section, variant=variant)
@@ -52,7 +55,8 @@ def check(
         if stored.is_pointer(error) and aim.files:
             return from_pointer(path, aim)
         raise
-    return judge(graph, aim, allowed, files(path, aim))
+    found = [*files(path, aim), *(measured(weights(graph)) if values else ())]
+    return judge(graph, aim, allowed, found)
 
 
 def _target(target: Target | Contract | TensorGraph | str | os.PathLike[str]) -> Target:

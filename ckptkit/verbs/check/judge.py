@@ -14,6 +14,7 @@ from ckptkit.match import naming
 from ckptkit.match.causes import FEWER, MORE, Causes, Reason, Renaming, is_head_name, renaming, same_shapes
 from ckptkit.match.fit import Fit, compare, fit
 from ckptkit.targets.target import Target
+from ckptkit.verbs.check.commands import command, output
 from ckptkit.verbs.check.report import CheckReport, Misfit
 from ckptkit.verbs.check.whole import demands
 
@@ -191,11 +192,11 @@ class _Answer:
         if self.errors:
             yield from self._sections()
         if any(item.mend == "folder" for item in self.errors):
-            yield _command("check", os.path.dirname(path) or ".", "--target", self.target.path)
+            yield command("check", os.path.dirname(path) or ".", "--target", self.target.path)
             return
         if self.presets:
             for label in self.presets:
-                yield _command("convert", path, _output(path), "--rules", *label.split())
+                yield command("convert", path, output(path), "--rules", *label.split())
             return
         if self.errors and not self.renamed and all(item.head for item in self.errors):
             yield self._accepting()
@@ -218,7 +219,7 @@ class _Answer:
             drop = [part for name in map(before, globs[:_EXCLUDED]) for part in ("--exclude", name)]
         options = [*drop, *rules, *cast]
         if options:
-            yield _command("convert", path, _output(path), *options)
+            yield command("convert", path, output(path), *options)
 
     def _accepting(self) -> str:
         """The check that takes another head for what it is."""
@@ -226,7 +227,7 @@ class _Answer:
         for kind, codes in _ALLOWING.items():
             names = [item.name for item in self.errors if item.code in codes]
             options += [part for glob in _globs(names, self.found)[:_EXCLUDED] for part in (kind, glob)]
-        return _command("check", self.graph.origin.path, "--target", self.target.path, *options)
+        return command("check", self.graph.origin.path, "--target", self.target.path, *options)
 
     def _sections(self) -> Iterable[str]:
         """Another section of the file that fits better."""
@@ -239,7 +240,7 @@ class _Answer:
             except CkptError:  # it is no way out
                 continue
             if fit(other, self.target).fitting > self.found.fitting:
-                yield _command("check", origin.path, "--target", self.target.path, "--section", section.name)
+                yield command("check", origin.path, "--target", self.target.path, "--section", section.name)
 
 
 _ALLOWING = {
@@ -260,16 +261,3 @@ def _globs(names: list[str], found: Fit) -> list[str]:
         else:
             patterns[re.sub(r"([*?[])", r"[\1]", name)] = None
     return list(patterns)
-
-
-def _output(path: str) -> str:
-    stem = os.path.basename(os.path.normpath(path))
-    if os.path.isdir(path):
-        return f"{stem}-fitted/"
-    return f"{stem.partition('.')[0] or 'model'}-fitted.safetensors"
-
-
-def _command(*words: str) -> str:
-    from shlex import join
-
-    return f"ckptkit {join(words)}"

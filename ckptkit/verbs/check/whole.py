@@ -9,6 +9,7 @@ from ckptkit.match import stored
 from ckptkit.match.fit import ties
 from ckptkit.targets.target import Target, weights
 from ckptkit.verbs.check.report import CheckReport, Misfit
+from ckptkit.verbs.check.values import values
 
 
 def demands(graph: TensorGraph, target: Target) -> Iterator[Misfit]:
@@ -51,20 +52,7 @@ def _policies(graph: TensorGraph, target: Target) -> Iterator[Misfit]:
         expected = f"at most {policies.max_bytes:,} bytes"
         yield Misfit("too-large", "error", "", expected, f"{nbytes:,} bytes")
     if policies.finite:
-        from ckptkit.core.numeric import statistics
-
-        for name, tensor in weights(graph).items():
-            found = statistics(tensor)
-            if found is not None and (found.nan or found.inf):
-                counts = f"{found.nan} NaN, {found.inf} infinite"
-                yield Misfit(
-                    "not-finite",
-                    "error",
-                    name,
-                    "finite values",
-                    counts,
-                    "training diverged or a cast overflowed",
-                )
+        yield from (item for item in values(weights(graph)) if item.code == "not-finite")
 
 
 def files(path: str, target: Target) -> list[Misfit]:
