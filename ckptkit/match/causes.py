@@ -69,6 +69,20 @@ _FUSED = (
     ("gate_up_proj", ("gate_proj", "up_proj")),
 )
 
+_PARTS = "weight normalisation: whole on one side, in two parts on the other"
+_NORMS = "older and newer names of the parts of a weight normalisation"
+_GREEK = "gamma and beta on one side, weight and bias on the other"
+# Ends of names that mean the same: one side's, the other side's, what is said.
+_SPELLINGS = (
+    ("weight", "gamma", _GREEK),
+    ("bias", "beta", _GREEK),
+    ("weight", "weight_g", _PARTS),
+    ("weight", "weight_v", _PARTS),
+    ("weight", "parametrizations.weight.original0", _PARTS),
+    ("weight", "parametrizations.weight.original1", _PARTS),
+    ("weight_g", "parametrizations.weight.original0", _NORMS),
+    ("weight_v", "parametrizations.weight.original1", _NORMS),
+)
 
 FEWER = "the checkpoint has fewer layers than the target"
 MORE = "the checkpoint has more layers than the target"
@@ -129,7 +143,8 @@ def renaming(names: Iterable[str], target: Target) -> Renaming | None:
                 if hits > best.fitting:
                     best = Renaming(strip, add, inner, _said(strip, add, inner), hits)
     # A few chance hits (layer1.0.weight) are no explanation.
-    return best if best.fitting > start and best.fitting - start >= len(names) // 4 else None
+    gained = best.fitting - start
+    return best if gained >= max(2, len(names) // 4) else None
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:
@@ -208,6 +223,8 @@ class Causes:
             if _stem(name) in self.quantised:
                 return Reason("a quantised weight without its scales means nothing")
             return Reason("the target is quantised, the checkpoint is not")
+        if spelt := _spelt(name, self.extra):
+            return Reason(spelt)
         if _deeper(name, self.there):
             return Reason(FEWER)
         near = self._near(name, [other for other in self.extra if self._same_shape(other, name)])
@@ -230,6 +247,8 @@ class Causes:
                 return Reason(f"the target has {', '.join(parts)} fused into {whole}")
             if _swap(name, whole, parts[0]) & self.lacking:
                 return Reason(f"{', '.join(parts)} are fused into {whole}; the target has them apart")
+        if spelt := _spelt(name, self.lacking):
+            return Reason(spelt)
         if _deeper(name, self.wanted):
             return Reason(MORE)
         near = self._near(name, [other for other in self.lacking if self._same_shape(name, other)])
@@ -283,6 +302,8 @@ def _shape(name: str, expected: tuple[int | None, ...], shape: tuple[int, ...]) 
         if [size for size in expected if size != 1] == [size for size in shape if size != 1]:
             return Reason("the same numbers with dimensions of 1 added or left out")
         return Reason("another kind of layer")
+    if len(shape) > 2 and len(differing) > 1 and sorted(shape) == sorted(size or 0 for size in expected):
+        return Reason("the same numbers with dimensions in another order (another framework's convolution)")
     if _POSITION.search(name) and len(differing) == 1:
         return Reason("position embeddings of another length or image size")
     if differing == [0]:
@@ -324,6 +345,16 @@ def _swap(name: str, old: str, new: str) -> set[str]:
         return swapped
     head, _, last = name.rpartition(".")
     return {f"{head}.{new}.{last[len(old) + 1 :]}"} if last.startswith(old + "_") else set()
+
+
+def _spelt(name: str, others: set[str]) -> str:
+    """What is said where another spelling of the name's end is among the others; "" where none is."""
+    for one, other, said in _SPELLINGS:
+        for end, instead in ((one, other), (other, one)):
+            stem = name.removesuffix("." + end)
+            if stem != name and f"{stem}.{instead}" in others:
+                return said
+    return ""
 
 
 def _deeper(name: str, others: set[str]) -> bool:

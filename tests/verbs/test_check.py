@@ -65,6 +65,23 @@ KINDS: list[tuple[str, Shapes, str, str]] = [
     ("squeezed", {**BASE, "layers.1.norm.weight": (1, D)}, "other shapes", "dimensions of 1"),
     ("a buffer", {**BASE, "embeddings.position_ids": (1, 64)}, "right architecture", "no longer saves"),
     ("an adapter", {**BASE, "layers.0.attn.q_proj.lora_A.weight": (4, D)}, "right architecture", "LoRA"),
+    ("other module", changed(BASE, "backbone.{}".format), "another naming", "prefix 'backbone.'"),
+    ("every fourth fused", {**without(BASE, "layers.2.attn.q_proj"), "layers.2.attn.qkv.weight": (3 * D, D)}, "", ""),
+    ("gamma", changed(BASE, lambda n: n.replace("norm.weight", "norm.gamma")), "", "gamma"),
+    ("weight norm", {**without(BASE, "layers.0.mlp.fc_in"), "layers.0.mlp.fc_in.weight_g": (4 * D, 1),
+                     "layers.0.mlp.fc_in.weight_v": (4 * D, D)}, "another naming", "weight-norm-fold"),
+    ("new weight norm", {
+        **without(BASE, "layers.0.mlp.fc_in"),
+        "layers.0.mlp.fc_in.parametrizations.weight.original0": (4 * D, 1),
+        "layers.0.mlp.fc_in.parametrizations.weight.original1": (4 * D, D),
+    }, "", "weight normalisation"),
+    ("wider", {n: tuple(2 * size if size == D else size for size in s) for n, s in BASE.items()}, "other sizes", ""),
+    ("another layer", {**BASE, "layers.0.norm.weight": (D, 2, 2)}, "other shapes", "another kind of layer"),
+    ("an averaged copy beside", {**BASE, **{f"ema.{n}": s for n, s in BASE.items()}}, "right architecture", "averaged"),
+    ("quantiser's tables", {**BASE, "layers.0.mlp.fc_in.scales": (4,)}, "right architecture", "quantised"),
+    ("frequencies", {**BASE, "layers.0.attn.rotary_emb.inv_freq": (8,)}, "right architecture", "no longer saves"),
+    ("fewer and other classes", {**transformer(layers=2), "x": ()}, "right architecture", ""),
+    ("a head too many", {**BASE, "lm_head.weight": (100, D)}, "fits except the head", ""),
     ("a typing error", changed(BASE, lambda n: n.replace("layers.0.norm", "layers.0.nrom")), "", "another name"),
 ]  # fmt: skip
 
@@ -77,6 +94,29 @@ def test_the_cause_is_told(kind: str, shapes: Shapes, summary: str, cause: str) 
     errors = [item for item in report.findings if item.severity == "error"]
     assert errors
     assert all(cause in item.cause for item in errors), [item.cause for item in errors]
+
+
+# The base, the checkpoint, words of every cause.
+OTHERS: list[tuple[str, Shapes, Shapes, str]] = [
+    ("in_proj", {f"l.{p}_proj.weight": (D, D) for p in "qkv"}, {"l.in_proj_weight": (3 * D, D)}, "in-proj-split"),
+    ("apart", {"l.in_proj_weight": (3 * D, D)}, {f"l.{p}_proj.weight": (D, D) for p in "qkv"}, "in-proj-split"),
+    ("c_attn", {"l.c_attn.weight": (D, 3 * D)}, {f"l.{p}_proj.weight": (D, D) for p in "qkv"}, "c_attn"),
+    ("gates", {f"l.{p}_proj.weight": (D, D) for p in ("gate", "up")}, {"l.gate_up_proj.weight": (2 * D, D)}, "fused"),
+    ("Keras", {"conv.weight": (64, 3, 7, 5)}, {"conv.weight": (7, 5, 3, 64)}, "another order"),
+    ("grey", {"conv1.weight": (64, 3, 7, 7)}, {"conv1.weight": (64, 1, 7, 7)}, "1 input channels instead of 3"),
+    ("1×1", {"proj.weight": (64, 32, 1, 1)}, {"proj.weight": (64, 32)}, "dimensions of 1"),
+    ("a tiny head", {"a.weight": (9, 9), "fc.weight": (1, 9)}, {"a.weight": (9, 9), "fc.weight": (7, 9)}, "classes"),
+    ("image size", {"pos_embed": (1, 197, 8)}, {"pos_embed": (1, 577, 8)}, "image size"),
+    ("parametrised", {"c.weight_g": (3, 1), "c.weight_v": (3, 3)},
+     {f"c.parametrizations.weight.original{i}": s for i, s in enumerate([(3, 1), (3, 3)])}, "weight-norm"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "base", "shapes", "cause"), OTHERS, ids=[kind for kind, *_ in OTHERS])
+def test_causes_in_other_models(kind: str, base: Shapes, shapes: Shapes, cause: str) -> None:
+    report = check(graph(shapes), graph(base))
+    assert not report.fits
+    assert all(cause in item.cause for item in report.findings), [item.cause for item in report.findings]
 
 
 def test_what_is_equal_fits() -> None:
@@ -290,3 +330,16 @@ def test_names_of_another_library(
         words = shlex.split(report.fixes[0])
         assert run(*words[1:], "-q").code == 0
         assert check(words[3], f"{target}.safetensors").fits
+
+
+@pytest.mark.parametrize("kind", ["in_proj", "apart", "parametrised"])
+def test_presets_mend_other_layouts(
+    kind: str, run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ((base, shapes),) = ((base, shapes) for name, base, shapes, _ in OTHERS if name == kind)
+    write(tmp_path / "base.safetensors", base)
+    write(tmp_path / "it.safetensors", shapes)
+    words = shlex.split(check("it.safetensors", "base.safetensors").fixes[0])
+    assert run(*words[1:], "-q").code == 0
+    assert check(words[3], "base.safetensors").fits

@@ -55,7 +55,7 @@ def judge(
     report = _Answer(graph, target, found, renamed, errors, demanded)
     cause = renamed.cause if renamed else ""
     if report.presets:  # every name differs: one finding says it
-        cause = f"the names of another library; the preset {report.presets[0]} gives those of the target"
+        cause = f"another library's names and layouts; the preset {report.presets[0]} gives the target's"
         kept, errors = [], []
     notes = [Misfit("names-differ", "error", "", cause=cause)] if cause else []
     everything = [*notes, *errors, *demanded]
@@ -152,7 +152,7 @@ class _Answer:
         there = len(target.tensors) - len(found.missing) - shapes
         self.share = there / max(1, len(target.tensors))  # whatever their dtypes
         self.presets: list[str] = []
-        if errors and self.share < _KNOWN and renamed is None and found.missing:
+        if errors and renamed is None and found.missing and found.unexpected:
             self.presets = naming.presets(graph, target, found.dimensions)
 
     def summary(self) -> str:
