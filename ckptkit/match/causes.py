@@ -16,6 +16,7 @@ from ckptkit.targets.target import Target
 
 _DEEPEST = 4  # segments of a prefix that may be another's wrapper
 _TRIED = 6  # prefixes of each side that are tried
+_LOOKED_AT = 2_000  # names that renamings are tried on
 _WORDS = {
     "module.": "DataParallel or DistributedDataParallel",
     "_orig_mod.": "torch.compile",
@@ -95,7 +96,7 @@ class Renaming(NamedTuple):
         strip, add: prefixes taken off and put before every name; "" for none.
         inner: what is taken out of the middle of names; "" for nothing.
         cause: for people.
-        fitting: how many names are then in the target.
+        fitting: how many of the names looked at are then in the target.
     """
 
     strip: str
@@ -126,25 +127,26 @@ class Renaming(NamedTuple):
 
 
 def renaming(names: Iterable[str], target: Target) -> Renaming | None:
-    """The prefix that brings most names to the target's; None if their own names are as good."""
+    """The prefix that brings most names to the target's; None if their own names are as good.
+
+    Of very many names every so-manieth is looked at.
+    """
     names = list(names)
+    names = names[:: max(1, len(names) // _LOOKED_AT)]
     expected = target.tensors.keys()
-    best = Renaming("", "", "", "", sum(name in expected for name in names))
-    start = best.fitting
-    inners = ["", *(inner for inner in INNER if any("." + inner in name for name in names))]
-    for inner in inners:
+    adding = _prefixes(expected)
+    start = sum(name in expected for name in names)
+    best = Renaming("", "", "", "", start)
+    for inner in ("", *(inner for inner in INNER if any("." + inner in name for name in names))):
         plain = [name.replace("." + inner, ".") for name in names] if inner else names
         for strip in _prefixes(plain):
             bare = [name.removeprefix(strip) for name in plain]
-            for add in _prefixes(expected):
-                hits = (
-                    sum(add + name in expected for name in bare) if add else sum(n in expected for n in bare)
-                )
+            for add in adding:
+                hits = sum(add + name in expected for name in bare)
                 if hits > best.fitting:
                     best = Renaming(strip, add, inner, _said(strip, add, inner), hits)
     # A few chance hits (layer1.0.weight) are no explanation.
-    gained = best.fitting - start
-    return best if gained >= max(2, len(names) // 4) else None
+    return best if best.fitting - start >= max(2, len(names) // 4) else None
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:
@@ -227,7 +229,7 @@ class Causes:
             return Reason(spelt)
         if _deeper(name, self.there):
             return Reason(FEWER)
-        near = self._near(name, [other for other in self.extra if self._same_shape(other, name)])
+        near = self._near(name, (other for other in self.extra if self._same_shape(other, name)))
         if near:
             return Reason(f"perhaps {near} under another name")
         return Reason("saved without its head") if is_head_name(name) else Reason()
@@ -251,7 +253,7 @@ class Causes:
             return Reason(spelt)
         if _deeper(name, self.wanted):
             return Reason(MORE)
-        near = self._near(name, [other for other in self.lacking if self._same_shape(name, other)])
+        near = self._near(name, (other for other in self.lacking if self._same_shape(name, other)))
         return Reason(f"perhaps {near} under another name") if near else Reason()
 
     def mismatch(self, item: Mismatch) -> Reason:
@@ -280,12 +282,12 @@ class Causes:
     def _same_shape(self, there: str, wanted: str) -> bool:
         return self._expected(wanted) == self.found.tensors[there].shape
 
-    def _near(self, name: str, names: list[str]) -> str | None:
-        if len(self.lacking) > _FEW or not names:
+    def _near(self, name: str, names: Iterable[str]) -> str | None:
+        if len(self.lacking) > _FEW or len(self.extra) > _FEW:
             return None
         from difflib import get_close_matches
 
-        near = get_close_matches(name, sorted(names)[:_FEW], 1, 0.8)
+        near = get_close_matches(name, sorted(names), 1, 0.8)
         return near[0] if near else None
 
 

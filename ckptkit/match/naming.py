@@ -9,9 +9,13 @@ from ckptkit.core.tensor import Tensor
 from ckptkit.match.fit import concrete
 from ckptkit.targets.target import Target, weights
 
+_MOST = 500_000  # characters of all names that presets are tried on: some ten thousand tensors
+
 
 def presets(graph: TensorGraph, target: Target, sizes: Mapping[str, int]) -> list[str]:
     """The presets (`NAME` or `NAME --reverse`) that turn the checkpoint into exactly what the target expects."""
+    if sum(map(len, graph)) + sum(map(len, target.tensors)) > _MOST:
+        return []
     from ckptkit.rules.recognise import candidates
 
     aim = target.source or _imagined(graph, target, sizes)

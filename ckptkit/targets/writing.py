@@ -18,7 +18,7 @@ def text(contract: Contract) -> str:
 def _lines(contract: Contract) -> Iterator[str]:
     yield f"ckptkit-contract: {VERSION}"
     if contract.checkpoint:
-        yield f"checkpoint: {_key(contract.checkpoint)}"
+        yield f"checkpoint: {_quoted(contract.checkpoint)}"
     if contract.ranges:
         yield f"ranges: {dump(dict(contract.ranges))}"
     if contract.dimensions:
@@ -35,7 +35,7 @@ def _lines(contract: Contract) -> Iterator[str]:
     if contract.metadata:
         yield "metadata:"
         for key, value in contract.metadata.items():
-            yield f"  {_key(key)}: {'any' if value is None else _key(value)}"
+            yield f"  {_key(key)}: {'any' if value is None else _quoted(value)}"
     if contract.forbidden:
         yield f"forbidden: {dump(list(contract.forbidden))}"
     if contract.unlisted:
@@ -64,14 +64,17 @@ def _entries(key: str, entries: list[Entry]) -> Iterator[str]:
 
 
 def _key(text: str) -> str:
+    """A text as a key of an indented mapping; YAML allows long ones only where a question mark says so."""
+    quoted = _quoted(text)
+    return quoted if len(quoted) < 1000 else f"? {quoted}\n  "
+
+
+def _quoted(text: str) -> str:
     """A text as YAML's block context has it."""
     if _PLAIN.fullmatch(text) and len(text) < 120:
         return text
-    quoted = "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in text)
     if any("\ud800" <= c <= "\udfff" for c in text):
-        raise CkptError(
-            "name-unwritable", "a name that is no Unicode text cannot stand in a contract", repr(text)
-        )
-    if len(text) > 1000:
-        return f'? "{quoted}"\n '  # YAML allows longer keys only so
+        message = "a name that is no Unicode text cannot stand in a contract"
+        raise CkptError("name-unwritable", message, repr(text))
+    quoted = "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in text)
     return f'"{quoted}"'

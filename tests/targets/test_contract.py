@@ -1,6 +1,7 @@
 """The contract language: what it means, what is refused and where, and that writing gives back what was read."""
 
 from pathlib import Path
+from time import perf_counter
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from ckptkit.core.errors import CkptError
 from ckptkit.match.fit import fit
 from ckptkit.targets.contract import Contract
 from ckptkit.targets.target import Dim, Spec, Stored
+from ckptkit.verbs.check import check
 from tests.graphs import graph
 
 WHOLE = """\
@@ -180,3 +182,18 @@ def test_saving_never_replaces_unasked(tmp_path: Path) -> None:
     assert caught.value.code == "exists"
     contract.save(path, overwrite=True)
     assert [found.name for found in tmp_path.iterdir()] == ["m.ckpt.yaml"]
+
+
+@pytest.mark.parametrize("name", ["a" * 130, "x." * 700, "é" * 999, '"' * 1200, "{" * 300])
+def test_long_names_are_written(name: str) -> None:
+    source = graph({name: (2,), "b": (1,)})
+    contract = Contract.from_graph(source)
+    assert set(Contract.parse(contract.text()).target().tensors) == {name, "b"}
+
+
+def test_many_names_that_fit_nothing_are_told_quickly() -> None:
+    few, others = (graph({f"{lead}{i}.w": (3,) for i in range(5000)}) for lead in ("m.x", "q.y"))
+    started = perf_counter()
+    report = check(few, others)
+    assert len(report.findings) == 10_000
+    assert perf_counter() - started < 20
