@@ -1,7 +1,7 @@
 """The command line: `ckptkit COMMAND`. Each command is a module here, imported when it is used.
 
 Only this package prints, knows click, and turns errors into exit codes: 0 fine, 1 findings or differences,
-2 could not, 130 interrupted.
+2 could not, 130 interrupted, 128 + n ended by signal n.
 """
 
 import os
@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from ckptkit.cli.process import Stopped, mute, prepare_streams, stoppable
 from ckptkit.cli.text import Terminal, clean, finding_text, say
 from ckptkit.core.collector import paused
 from ckptkit.core.errors import CkptError
@@ -30,6 +31,10 @@ _COMMANDS = {
     "rules": "Change",
     "formats": "About",
 }
+_CHOICES = (
+    "ambiguous-section",
+    "rules-ambiguous",
+)  # errors whose hint has a line for each; names are in others
 _EPILOG = """\b
 Shell completion (bash; also zsh and fish):
   eval "$(_CKPTKIT_COMPLETE=bash_source ckptkit)"
@@ -58,7 +63,7 @@ class Commands(click.Group):
             say([""] if sys.stderr.isatty() else [])
             raise click.exceptions.Exit(130) from None
         except BrokenPipeError:
-            _mute()
+            mute()
             raise click.exceptions.Exit(141) from None
         return code
 
@@ -87,19 +92,19 @@ def group() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    prepare_streams()
     try:
-        with paused():
+        with paused(), stoppable():
             code = group.main(args, prog_name="ckptkit", standalone_mode=False)
         return code if isinstance(code, int) else 0
+    except Stopped as stopped:
+        return stopped.code
     except CkptError as error:
         return _fail(error, args)
     except click.ClickException as error:
         return _fail(_usage(error), args)
     except OSError as error:  # reading and writing files raise CkptError: this is stdout, on a full disk say
-        _mute()
+        mute()
         report(io_error(error))
         return 2
     except Exception as error:  # a defect is said in one line too
@@ -110,28 +115,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(CkptError("internal", kind, None, hint), args)
 
 
-def _mute() -> None:
-    """Nobody takes what is still to be printed: it goes nowhere, at exit too."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def report(error: CkptError) -> None:
     """Say a failure on stderr."""
     terminal = Terminal.of(sys.stderr)
     where = f" — {clean(error.where)}" if error.where else ""
     lines = [f"{terminal.paint(f'error[{error.code}]:', 'red')} {clean(error.message)}{where}"]
-    for number, hint in enumerate((error.hint or "").split("\n") if error.hint else ()):
+    hints = error.hint.split("\n") if error.hint and error.code in _CHOICES else [error.hint]
+    for number, hint in enumerate(filter(None, hints)):
         lines.append(f"{'     ' if number else terminal.paint('hint:', 'bold')} {clean(hint)}")
-    for finding in getattr(error, "findings", ())[1:]:
-        lines.append(f"{terminal.paint(f'error[{finding.code}]:', 'red')} {finding_text(finding)}")
+    lines += [
+        f"{terminal.paint(f'error[{finding.code}]:', 'red')} {finding_text(finding)}"
+        for finding in getattr(error, "findings", ())[1:]
+    ]
     say(lines)
 
 
 def _fail(error: CkptError, args: Sequence[str]) -> int:
     if error.code == "ambiguous-section" and error.hint:
-        from shlex import join  # one ready command per candidate
+        from ckptkit.core.escaping import shell_word
 
-        ready = [f"ckptkit {join(args)} {option}" for option in error.hint.split("\n")]
+        typed = " ".join(map(shell_word, args))  # one ready command per candidate
+        ready = [f"ckptkit {typed} {option}" for option in error.hint.split("\n")]
         error = CkptError(error.code, error.message, error.where, "\n".join(ready))
     if {"--json", "--format=json"} & set(args) or "--format json" in " ".join(args):
         from ckptkit.cli import jsontext

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckptkit.cli import report as report_error
-from ckptkit.cli.text import Terminal, clean, emit, plural
+from ckptkit.cli.text import Terminal, clean, emit
+from ckptkit.core.words import plural
 
 if TYPE_CHECKING:
     from ckptkit.cli.check import Outcome

@@ -8,7 +8,8 @@ from dataclasses import replace
 import click
 
 from ckptkit.cli import options
-from ckptkit.cli.text import clean, emit, plural, say
+from ckptkit.cli.text import clean, emit, say
+from ckptkit.core.words import plural
 
 
 @click.command(

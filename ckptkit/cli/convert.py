@@ -10,7 +10,8 @@ import click
 
 from ckptkit.cli import options
 from ckptkit.cli.progress import Bar
-from ckptkit.cli.text import KEY, Terminal, clean, emit, finding_text, plural, size
+from ckptkit.cli.text import KEY, Terminal, clean, emit, finding_text, size
+from ckptkit.core.words import plural
 
 if TYPE_CHECKING:
     from ckptkit.verbs.convert import Plan, Receipt
@@ -70,7 +71,11 @@ def _size(text: str) -> int:
     help="ONNX weights inside the model or beside it.",
 )
 @click.option(
-    "--metadata", metavar="KEY=VALUE", type=options.pair, multiple=True, help="Set a metadata key. Repeatable."
+    "--metadata",
+    metavar="KEY=VALUE",
+    type=options.pair,
+    multiple=True,
+    help="Set a metadata key. Repeatable.",
 )
 @click.option("--no-metadata", is_flag=True, help="Drop the metadata of the source.")
 @click.option(
@@ -116,40 +121,26 @@ def command(
     Everything is decided before the first byte is written; --dry-run prints the plan. The target appears whole or
     not at all. What cannot be carried is an error until --allow-loss accepts it. A DST without a suffix is a folder.
     """
-    from ckptkit.verbs.convert import plan, write
+    from ckptkit.verbs.convert import check, plan, write
 
     decided = plan(src, dst, metadata=dict(metadata) or None, let=dict(let), **chosen)
     if style != "json" and not quiet:
         emit(_planned(decided, Terminal.of(sys.stdout)))
         sys.stdout.flush()
     if dry_run:
-        _refuse(decided, receipt, overwrite)
+        check(decided, overwrite=overwrite, receipt=receipt)
         if style == "json":
             emit([_plan_json(decided)])
         return 0
     with Bar(decided.nbytes, quiet=quiet) as bar:
         done = write(decided, overwrite=overwrite, verify=verify, receipt=receipt, progress=bar.phase)
     if style == "json":
-        from ckptkit.cli import jsontext
+        from ckptkit.core.jsonable import dumps
 
-        emit([jsontext.dumps(done.to_json())])
+        emit([dumps(done.to_json())])
     elif not quiet:
         emit(_wrote(done, decided, Terminal.of(sys.stdout)))
     return 0
-
-
-def _refuse(decided: "Plan", receipt: str | None, overwrite: bool) -> None:
-    """Raise what writing would raise before its first byte."""
-    from pathlib import Path
-
-    from ckptkit.core.staging import check_target
-
-    refusal = decided.refusal()
-    if refusal is not None:
-        raise refusal
-    check_target(Path(decided.target).absolute(), folder=decided.folder, overwrite=overwrite)
-    for side in filter(None, (decided.sidecar, receipt)):
-        check_target(Path(side).absolute(), folder=False, overwrite=overwrite)
 
 
 def _planned(decided: "Plan", terminal: Terminal) -> Iterator[str]:
@@ -191,9 +182,9 @@ def _wrote(done: "Receipt", decided: "Plan", terminal: Terminal) -> Iterator[str
 
 
 def _plan_json(decided: "Plan") -> str:
-    from ckptkit.cli import jsontext
+    from ckptkit.core.jsonable import dumps
 
-    return jsontext.dumps(
+    return dumps(
         {
             "schema": "ckptkit.plan/1",
             "source": decided.source.origin.path,

@@ -23,12 +23,8 @@ from ckptkit.verbs.diff import Diff, Entry, Spec, diff
 @click.argument("a", type=click.Path())
 @click.argument("b", type=click.Path())
 @click.option("--no-values", is_flag=True, help="Compare headers only: names, dtypes, shapes, ties, graph.")
-@click.option(
-    "--rtol", type=click.FloatRange(min=0), metavar="X", help="Equal within |a − b| ≤ atol + X·|b|."
-)
-@click.option(
-    "--atol", type=click.FloatRange(min=0), metavar="X", help="Equal within |a − b| ≤ X + rtol·|b|."
-)
+@click.option("--rtol", type=float, metavar="X", help="Equal within |a − b| ≤ atol + X·|b|.")
+@click.option("--atol", type=float, metavar="X", help="Equal within |a − b| ≤ X + rtol·|b|.")
 @options.rules
 @options.let
 @options.reverse
@@ -103,9 +99,9 @@ def _spec(spec: Spec | None) -> str:
 
 
 def _json(found: Diff, chosen: dict[str, Any]) -> Iterator[str]:
-    from ckptkit.cli import jsontext
+    from ckptkit.core.jsonable import dumps
 
-    yield jsontext.dumps(
+    yield dumps(
         {
             "schema": "ckptkit.diff/1",
             "verdict": found.verdict,

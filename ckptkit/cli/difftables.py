@@ -11,8 +11,9 @@ from math import sqrt
 from os.path import commonprefix
 from typing import Any, NamedTuple
 
-from ckptkit.cli.text import clean, plural, shape, shorten
+from ckptkit.cli.text import clean, shape, shorten
 from ckptkit.core.names import Branch, fold, natural, unfold
+from ckptkit.core.words import plural
 from ckptkit.match.values import Values
 from ckptkit.verbs.diff import Diff, Entry, Other, Renamed, Side
 from ckptkit.verbs.diff.result import Status
@@ -87,7 +88,8 @@ def _signature(entry: Entry) -> Hashable:
     shapes = (entry.a.shape, entry.b.shape) if "shape" in entry.kinds else ()
     measured = [entry.values] if entry.values else []
     remarks = (bool(_odd(measured)), _only_bits(measured), bool(entry.how))
-    return (entry.kinds, entry.a.dtype, entry.b.dtype, shapes, entry.values is None, remarks)
+    layouts = (entry.a.layout, entry.b.layout) if "layout" in entry.kinds else ()
+    return (entry.kinds, entry.a.dtype, entry.b.dtype, shapes, layouts, entry.values is None, remarks)
 
 
 def _folded(names: Iterable[tuple[str, Hashable]]) -> Iterator[tuple[str, list[str]]]:
@@ -155,6 +157,8 @@ def _remarks(entry: Entry, measured: Sequence[Values]) -> Iterator[str]:
         yield f"{a.dtype} → {b.dtype}{same}"
     if a.shape != b.shape:
         yield f"{shape(a.shape)} → {shape(b.shape)}"
+    if a.layout != b.layout:
+        yield f"{clean(a.layout) or '–'} → {clean(b.layout) or '–'}"
     if entry.how == f"{b.dtype}({entry.name})":
         yield "rounded"
     elif entry.how:

@@ -6,8 +6,9 @@ from itertools import islice
 
 from ckptkit.cli.difftables import HEAD, ONE_SIDED, Table, prefixes, stat_table, tables
 from ckptkit.cli.render import shorten_end
-from ckptkit.cli.text import Terminal, clean, columns, pad, plural, shorten
+from ckptkit.cli.text import Terminal, clean, columns, pad, shorten
 from ckptkit.core.names import Branch, fold
+from ckptkit.core.words import plural
 from ckptkit.verbs.diff import Diff
 from ckptkit.verbs.diff.result import Status
 

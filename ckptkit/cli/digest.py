@@ -8,8 +8,9 @@ import click
 
 from ckptkit.cli import options, report
 from ckptkit.cli.progress import Bar
-from ckptkit.cli.text import clean, emit, plural, say
+from ckptkit.cli.text import clean, emit, say
 from ckptkit.core.errors import CkptError
+from ckptkit.core.words import plural
 from ckptkit.verbs.digest import Checked, Digest, check, digest
 from ckptkit.verbs.digest.listing import SCHEMA, line, load
 
@@ -72,6 +73,7 @@ def command(
             code = 2
             if style == "json":
                 from ckptkit.cli import jsontext
+                from ckptkit.core.jsonable import dumps
 
                 sys.stdout.write(jsontext.error(error, path) + "\n")
             else:
@@ -80,10 +82,11 @@ def command(
             continue
         if style == "json":
             from ckptkit.cli import jsontext
+            from ckptkit.core.jsonable import dumps
 
             whole = _whole(found, chosen)
             document = {"schema": SCHEMA, "path": path, "digest": whole, "tensors": found.tensors}
-            sys.stdout.write(jsontext.dumps(document) + "\n")
+            sys.stdout.write(dumps(document) + "\n")
         else:
             emit([line(path, None, _whole(found, chosen))])
             if tensors:
@@ -129,12 +132,12 @@ def _check(listing: str, paths: tuple[str, ...], style: str | None, chosen: Mapp
             _tell(result, chosen["quiet"])
     bad = [r for r in results if r.status != "ok"]
     if style == "json":
-        from ckptkit.cli import jsontext
+        from ckptkit.core.jsonable import dumps
 
         rows = [{"path": r.path, "name": r.name, "status": r.status} for r in results]
         verdict = "different" if bad else "equal"
         document = {"schema": "ckptkit.digest-check/1", "verdict": verdict, "results": rows}
-        sys.stdout.write(jsontext.dumps(document) + "\n")
+        sys.stdout.write(dumps(document) + "\n")
     elif bad:
         sys.stdout.flush()
         say([f"{len(bad)} of {plural(len(results), 'digest')} did not match"])

@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ckptkit.cli.render import brief, common_notes
-from ckptkit.cli.text import Terminal, clean, columns, count, finding_text, plural, shape, shorten, size
+from ckptkit.cli.text import Terminal, clean, columns, count, finding_text, shape, shorten, size
 from ckptkit.core.graph import Leaf, TensorGraph, Value
 from ckptkit.core.tensor import Tensor
+from ckptkit.core.words import plural
 from ckptkit.verbs.inspect import Summary
 
 FEW = 8  # facts of one kind shown before "N more"
@@ -45,7 +46,7 @@ def _answer(graph: TensorGraph, summary: Summary, title: str, terminal: Terminal
     container = clean(graph.origin.container)
     if not container.lower().startswith(title.lower()):
         container = f"{title}, {container}" if container else title
-    values = [container, size(summary.nbytes), plural(summary.tensors, "tensor")]
+    values = [container, _size(graph, summary), plural(summary.tensors, "tensor")]
     if summary.parameters:
         unit = "parameter" if summary.parameters == 1 else "parameters"
         values.append(f"{count(summary.parameters)} {unit}")
@@ -64,11 +65,28 @@ def _answer(graph: TensorGraph, summary: Summary, title: str, terminal: Terminal
     yield from terminal.fact("", values)
 
 
+def _size(graph: TensorGraph, summary: Summary) -> str:
+    """The tensors' bytes; of one section of several, those of the files too if they hold clearly more."""
+    nbytes = size(summary.nbytes)
+    if not graph.origin.sections or not _spare(summary):
+        return nbytes
+    return f"{nbytes} of {'files' if len(graph.origin.files) > 1 else 'a file'} of {size(summary.files)}"
+
+
+def _spare(summary: Summary) -> int:
+    """Bytes of the files that are no tensor's, where they are more than headers and padding can be; else 0."""
+    spare = summary.files - summary.stored
+    headers = OVERHEAD * summary.tensors
+    return spare if spare > 1_000_000 + headers and spare > summary.files // 10 else 0
+
+
 def _scheme(summary: Summary) -> list[str]:
     naming = summary.naming
     if not naming.scheme:
         return []
-    sizes = [f"{n} {what}" if what in _PLURAL else f"{what} {n}" for what, n in naming.sizes]
+    sizes = [
+        plural(n, _COUNTED[what], what) if what in _COUNTED else f"{what} {n}" for what, n in naming.sizes
+    ]
     return [", ".join([f"{naming.scheme} ({naming.family} names)", *sizes])]
 
 
@@ -80,7 +98,15 @@ def _wrappers(summary: Summary) -> list[str]:
     return ["".join(wrappers), *hint] if wrappers else []
 
 
-_PLURAL = ("layers", "heads", "key/value heads", "experts", "classes", "positions")
+# What there are several of, and the word for one.
+_COUNTED = {
+    "layers": "layer",
+    "heads": "head",
+    "key/value heads": "key/value head",
+    "experts": "expert",
+    "classes": "class",
+    "positions": "position",
+}
 
 
 def _sections(graph: TensorGraph) -> list[str]:
@@ -103,11 +129,11 @@ def _stored(graph: TensorGraph, summary: Summary) -> list[str]:
             " is a view" if len(summary.slices) == 1 else " are views"
         )
         return [f"{size(summary.stored)} for {size(summary.nbytes)} of tensors", f"{few} of larger storages"]
-    if summary.stored and summary.nbytes > summary.stored * SLACK:
+    texts = summary.dtypes.get("string", (0, 0))[1]  # stored with other overhead than they are counted with
+    if summary.stored and summary.nbytes - texts > summary.stored * SLACK:
         return [f"{size(summary.stored)} for {size(summary.nbytes)} of tensors", "expanded or compressed"]
-    spare = summary.files - summary.stored
-    headers = OVERHEAD * summary.tensors
-    if not graph.origin.sections and spare > 1_000_000 + headers and spare > summary.files // 10:
+    spare = _spare(summary)
+    if spare and not graph.origin.sections:
         return [
             f"{size(summary.files)} for {size(summary.nbytes)} of tensors",
             f"{size(spare)} are no tensor's",

@@ -18,9 +18,9 @@ def command(style: str | None) -> int:
     """
     known = formats()
     if style == "json":
-        from ckptkit.cli import jsontext
+        from ckptkit.core.jsonable import dumps
 
-        sys.stdout.write(jsontext.dumps({"schema": "ckptkit.formats/1", "formats": known}) + "\n")
+        sys.stdout.write(dumps({"schema": "ckptkit.formats/1", "formats": known}) + "\n")
     elif style == "markdown":
         from ckptkit.cli.markdown import escape, table
 

@@ -34,8 +34,14 @@ Measured = dict[str, "Statistics | None"]
     )
 )
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path())
-@click.option("--stats", is_flag=True, help="Read the tensors: min, max, mean, std, zeros, NaN, Inf.")
-@click.option("--objects", is_flag=True, help="List every value that is no tensor.")
+@click.option(
+    "--stats",
+    is_flag=True,
+    help="Read the tensors: zeros, NaN, Inf, and min, max, mean, std of the finite.",
+)
+@click.option(
+    "--objects", is_flag=True, help="List every value that is no tensor; with --stats after the tensors."
+)
 @click.option(
     "--sort",
     type=click.Choice(["file", "name", "size"]),
@@ -95,8 +101,10 @@ def _look(path: str, chosen: dict[str, Any]) -> tuple[TensorGraph, Measured | No
         graph = graph.select(names)
     if not chosen["stats"]:
         return graph, None
+    from ckptkit.core.expansion import refuse_to_stream
     from ckptkit.core.numeric import statistics
 
+    refuse_to_stream(graph)
     with Bar(sum(tensor.nbytes for tensor in graph.values()), quiet=chosen["quiet"]) as bar:
         measured: Measured = {}
         for name, tensor in graph.items():
@@ -109,11 +117,11 @@ def _text(graph: TensorGraph, measured: Measured | None, chosen: dict[str, Any])
     terminal = Terminal.of(sys.stdout)
     summary = summarise(graph)
     emit(facts(graph, summary, _title(graph), terminal, chosen["quiet"]))
+    if measured is not None:
+        emit(render.measured_table(graph.tensors, measured, terminal))
     if chosen["objects"]:
         emit(render.objects(graph.objects, terminal))
-    elif measured is not None:
-        emit(render.measured_table(graph.tensors, measured, terminal))
-    else:
+    elif measured is None:
         emit(render.table(render.tree(graph.tensors, summary.ties), terminal))
 
 
@@ -124,14 +132,14 @@ def _markdown(graph: TensorGraph, measured: Measured | None, chosen: dict[str, A
 
 
 def _lines(graph: TensorGraph, measured: Measured | None, chosen: dict[str, Any]) -> None:
-    from ckptkit.cli import jsontext
+    from ckptkit.core.jsonable import dumps
 
     lead = f"{clean(graph.origin.path)}\t" if chosen["several"] else ""
+    if measured is not None or not chosen["objects"]:
+        texts: dict[tuple[str, tuple[int, ...]], str] = {}
+        emit(_line(lead, name, tensor, texts, measured) for name, tensor in graph.items())
     if chosen["objects"]:
-        emit(f"{lead}{clean(o.path)}\t{clean(o.type)}\t{jsontext.dumps(o.value)}" for o in graph.objects)
-        return
-    texts: dict[tuple[str, tuple[int, ...]], str] = {}
-    emit(_line(lead, name, tensor, texts, measured) for name, tensor in graph.items())
+        emit(f"{lead}{clean(o.path)}\t{clean(o.type)}\t{dumps(o.value)}" for o in graph.objects)
 
 
 def _line(

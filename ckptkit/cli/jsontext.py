@@ -1,14 +1,13 @@
 """JSON that programs read: exact numbers, nothing left out, non-finite numbers as strings."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
 from itertools import islice
 from json.encoder import encode_basestring_ascii as quote
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.core.errors import CkptError
 from ckptkit.core.graph import TensorGraph
+from ckptkit.core.jsonable import dumps
 from ckptkit.core.tensor import Tensor
 from ckptkit.verbs.inspect import Summary
 
@@ -16,14 +15,6 @@ if TYPE_CHECKING:
     from ckptkit.core.numeric import Statistics
 
 BATCH = 10_000
-
-
-def dumps(value: Any) -> str:
-    """One JSON document in ASCII; dataclasses are objects, NaN and infinities the strings "nan", "inf", "-inf"."""
-    try:
-        return json.dumps(value, allow_nan=False, default=_plain)
-    except ValueError:
-        return json.dumps(_finite(value), allow_nan=False, default=_plain)
 
 
 def error(problem: CkptError, path: str | None = None) -> str:
@@ -141,30 +132,3 @@ def _tensors(
     else:
         for name, row in zip(tensors, tensor_rows(tensors, ties, section), strict=True):
             yield f'{row},"stats":{dumps(measured[name])}}}'
-
-
-def _plain(value: Any) -> Any:
-    """What json does not know: frozen values, mappings, sets, byte strings."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, (set, frozenset)):
-        return sorted(value)
-    return str(value)
-
-
-def _finite(value: Any) -> Any:
-    """The value with every non-finite number as a string, whatever is nested in what."""
-    match value:
-        case float() if value != value or value in (float("inf"), float("-inf")):
-            return str(value)
-        case dict():
-            return {key: _finite(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_finite(item) for item in value]
-        case _ if is_dataclass(value) and not isinstance(value, type):
-            return _finite(_plain(value))
-        case Mapping():
-            return _finite(dict(value))
-    return value

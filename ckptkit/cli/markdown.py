@@ -32,17 +32,20 @@ def document(
         yield f"- {escape(line)}"
     if rest:
         yield ""
-    if objects:
-        yield from table(
-            ("path", "type", "value"),
-            ((_code(clean(o.path)), _code(clean(o.type)), escape(render.value(o))) for o in graph.objects),
-        )
-    elif measured is not None:
+    if measured is not None:
         yield from table(
             ("tensor", "min", "max", "mean", "std", "zeros", "NaN", "Inf"),
             ((_code(clean(name)), *_cells(values)) for name, values in measured.items()),
         )
-    else:
+        if any(map(render.odd, measured.values())):
+            yield f"\n{render.FINITE}"
+    if objects:
+        yield from ("",) if measured is not None else ()
+        yield from table(
+            ("path", "type", "value"),
+            ((_code(clean(o.path)), _code(clean(o.type)), escape(render.value(o))) for o in graph.objects),
+        )
+    elif measured is None:
         rows = render.tree(graph.tensors, summary.ties)
         yield from table(
             ("tensor", "dtype", "shape", "size", ""),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 HEADING = 8  # lines below a prefix that make it a heading of its own
 COLUMN = 100  # longest labels that the columns of a pipe make room for
+FINITE = "min, max, mean and std are of the finite values"
 COMMON = 20  # tensors with one note before it is told once for all of them
 
 
@@ -163,13 +164,20 @@ def measured_table(
             continue
         measures = (number(v, 3) for v in (values.minimum, values.maximum, values.mean, values.std))
         rows.append([clean(name), *measures, "  ".join(_oddities(tensor, values))])
-    label, *widths, odd = (max(map(columns, column)) for column in zip(*rows, strict=True))
+    label, *widths, oddities = (max(map(columns, column)) for column in zip(*rows, strict=True))
     if terminal.width is not None:
-        label = max(min(label, terminal.width - 4 - sum(widths) - 2 * len(widths) - min(odd, 7)), 16)
+        label = max(min(label, terminal.width - 4 - sum(widths) - 2 * len(widths) - min(oddities, 7)), 16)
     for name, *cells, oddity in rows:
         numbers = "  ".join(pad(c, w, right=True) for c, w in zip(cells, widths, strict=True))
         line = f"  {pad(shorten(name, label), label)}  {numbers}  {oddity}".rstrip()
         yield line if terminal.width is None else shorten_end(line, terminal.width)
+    if any(map(odd, measured.values())):
+        yield f"  {FINITE}" if terminal.width is None else shorten_end(f"  {FINITE}", terminal.width)
+
+
+def odd(values: "Statistics | None") -> bool:
+    """Whether there are values that the figures leave out."""
+    return values is not None and bool(values.nan or values.inf)
 
 
 def _oddities(tensor: Tensor, values: "Statistics") -> Iterator[str]:

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from ckptkit.cli import options
-from ckptkit.cli.text import Terminal, clean, emit, plural
+from ckptkit.cli.text import Terminal, clean, emit
+from ckptkit.core.words import plural
 from ckptkit.rules.ruleset import SUFFIXES, Rules, preset_text, presets
 from ckptkit.verbs.rules import Report, check_rules, findings_in_order, reversed_text
 
@@ -66,9 +67,9 @@ def list_presets(style: str | None) -> int:
     """The presets, with what each converts."""
     found = {name: Rules.preset(name).about for name in presets()}
     if style == "json":
-        from ckptkit.cli import jsontext
+        from ckptkit.core.jsonable import dumps
 
-        emit([jsontext.dumps({"schema": "ckptkit.rules/1", "presets": found})])
+        emit([dumps({"schema": "ckptkit.rules/1", "presets": found})])
         return 0
     width = max(map(len, found), default=0)
     emit(f"{name:{width}}  {about}" for name, about in found.items())
@@ -134,11 +135,11 @@ def _explained(report: Report, name: str) -> Iterator[str]:
 
 
 def _json(report: Report, explain: tuple[str, ...]) -> Iterator[str]:
-    from ckptkit.cli import jsontext
+    from ckptkit.core.jsonable import dumps
 
     trace = report.rewrite.trace if report.rewrite else {}
     shown = {target: step for name in explain for target, step in report.explain(name)} if explain else trace
-    yield jsontext.dumps(
+    yield dumps(
         {
             "schema": "ckptkit.rules/1",
             "rules": report.rules,

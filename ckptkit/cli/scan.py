@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckptkit.cli import options, report
-from ckptkit.cli.text import Terminal, clean, emit, plural
+from ckptkit.cli.text import Terminal, clean, emit
 from ckptkit.core.errors import CkptError
+from ckptkit.core.words import plural
 
 if TYPE_CHECKING:
     from ckptkit.verbs.scan import ScanReport
@@ -32,7 +33,9 @@ _WORDS: "dict[Kind, str]" = {
     )
 )
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path())
-@click.option("--crc", is_flag=True, help="Compare members of zip archives with their checksums; reads all.")
+@click.option(
+    "--crc", is_flag=True, help="Compare zip members and ONNX data files with their checksums; reads all."
+)
 @click.option(
     "--allow", metavar="NAME", multiple=True, help="A class (module.name) to take for data. Repeatable."
 )
@@ -44,6 +47,7 @@ def command(paths: tuple[str, ...], crc: bool, allow: tuple[str, ...], style: st
     Nothing is run to find out. Folders are scanned with all below them. What is not known to be data is at least
     unknown. Exit code 0: clean; 1: unsafe; 2: some of it could not be read, which is not clean either.
     """
+    from ckptkit.core.jsonable import dumps
     from ckptkit.verbs.scan import scan
 
     reports: list[ScanReport] = []
@@ -61,17 +65,15 @@ def command(paths: tuple[str, ...], crc: bool, allow: tuple[str, ...], style: st
         if style == "sarif":
             reports.append(found)
         elif style == "json":
-            from ckptkit.cli import jsontext
-
-            sys.stdout.write(jsontext.dumps(_document(found)) + "\n")
+            sys.stdout.write(dumps(_document(found)) + "\n")
         else:
             emit(_text(found, Terminal.of(sys.stdout), quiet))
     sys.stdout.write(end)
     if style == "sarif":
-        from ckptkit.cli import jsontext, sarif
+        from ckptkit.cli import sarif
 
         results = (sarif.result(finding, found.path) for found in reports for finding in found.findings)
-        sys.stdout.write(jsontext.dumps(sarif.document(results)) + "\n")
+        sys.stdout.write(dumps(sarif.document(results)) + "\n")
     return code
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 UPCASTS: tuple[str, ...] = ("float64", "float32", "float16", "complex128", "int64", "int32", "int16", "int8")
 UPCASTS += ("uint64", "uint32", "uint16", "uint8")
 MANY = 1000  # elements; more are shown by their ends
+MOST = 1_000_000  # elements of a slice in JSON
 
 
 @click.command(
@@ -52,8 +53,9 @@ def command(
 ) -> int:
     """Values and statistics of one tensor.
 
-    Statistics are over the whole tensor. Large tensors are shown by their ends; JSON has all values of a tensor of
-    up to 1,000 elements or of a --slice.
+    Statistics are over what is shown: the tensor or a --slice of it, of which only that part is read. Min, max, mean
+    and std are of the finite values. Many values are shown by their ends; JSON has all values of a tensor of up to
+    1,000 elements and of a --slice of up to 1,000,000, else null.
     """
     from ckptkit.core.options import ReadOptions
     from ckptkit.format import read_with
@@ -83,14 +85,16 @@ def _text(shown: "Shown", part: str | None) -> list[str]:
     facts = [tensor.dtype.name, shape(tensor.shape), size(tensor.nbytes)]
     facts += [clean(text) for text in (tensor.kind, tensor.note) if text]
     lines = [f"{terminal.paint(clean(shown.name), 'bold')}   {' · '.join(facts)}"]
-    if stats is not None:
-        measures = {"min": stats.minimum, "max": stats.maximum, "mean": stats.mean, "std": stats.std}
-        counts = {"zeros": stats.zeros, "NaN": stats.nan, "Inf": stats.inf}
-        texts = [f"{what} {number(value)}" for what, value in measures.items()]
-        texts += [f"{count(value)} {what}" for what, value in counts.items() if value]
-        lines += terminal.fact("statistics", texts)
     if part is not None:
         lines += terminal.fact("slice", [f"[{clean(part)}] → {shape(shown.values.shape)}"])
+    if stats is not None:
+        measures = {"min": stats.minimum, "max": stats.maximum, "mean": stats.mean, "std": stats.std}
+        counts = {"zero" if stats.zeros == 1 else "zeros": stats.zeros, "NaN": stats.nan, "Inf": stats.inf}
+        texts = [f"{what} {number(value)}" for what, value in measures.items()]
+        if stats.nan or stats.inf:
+            texts[-1] += " (of the finite values)"
+        texts += [f"{count(value)} {what}" for what, value in counts.items() if value]
+        lines += terminal.fact("statistics", texts)
     width = terminal.width or 120
     values = native(shown.values)
     lines.append(np.array2string(values, threshold=MANY, max_line_width=width, separator=", "))
@@ -98,12 +102,12 @@ def _text(shown: "Shown", part: str | None) -> list[str]:
 
 
 def _json(path: str, shown: "Shown", part: str | None) -> str:
-    from ckptkit.cli import jsontext
+    from ckptkit.core.jsonable import dumps
     from ckptkit.verbs.show import native
 
     tensor = shown.tensor
-    whole = part is not None or shown.values.size <= MANY
-    return jsontext.dumps(
+    whole = shown.values.size <= (MANY if part is None else MOST)
+    return dumps(
         {
             "schema": "ckptkit.show/1",
             "path": path,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
+from ckptkit.core.escaping import printable
 from ckptkit.core.findings import Finding
 
 _BYTES = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
@@ -13,12 +14,7 @@ _COUNTS = ("", "k", "M", "B", "T", "Q")
 _CODES = {"bold": "1", "dim": "2", "red": "31", "yellow": "33"}
 KEY = 12  # width of the words at the start of a line of facts
 
-
-def clean(text: str) -> str:
-    """Text from a file, safe to print: controls, escapes, bidi marks, newlines and surrogates as `\\x..`."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+clean = printable
 
 
 def size(nbytes: int) -> str:
@@ -29,11 +25,6 @@ def size(nbytes: int) -> str:
 def count(number: int) -> str:
     """A number of things in thousands, millions, billions: `68.9 B`; exact below ten thousand."""
     return str(number) if number < 10_000 else _scaled(number, _COUNTS)
-
-
-def plural(number: int, noun: str) -> str:
-    """`1 tensor`, `2 tensors`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _scaled(number: int, units: Sequence[str]) -> str:

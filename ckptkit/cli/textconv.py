@@ -12,6 +12,7 @@ import click
 
 from ckptkit.cli.text import clean, emit
 from ckptkit.core.errors import CkptError
+from ckptkit.core.expansion import refuse_to_stream
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.names import natural
 from ckptkit.core.options import ReadOptions
@@ -39,6 +40,7 @@ def convert(paths: Sequence[str], section: str | None, variant: str | None) -> i
 
 
 def _lines(graph: TensorGraph) -> Iterator[str]:
+    refuse_to_stream(graph)
     found = digests(graph.tensors)
     for name in sorted(graph, key=natural):
         tensor = graph[name]

@@ -15,7 +15,7 @@ class Budgets:
     opcodes: int = 60_000_000  # of one pickle stream; a tensor takes about 40
     memo: int = 1_000_000  # memo entries of one pickle stream out of the order in which pickle numbers them
     nesting: int = 1_000  # containers within containers, subgraphs within subgraphs
-    integer_bytes: int = 64  # one pickled integer (int64 needs 9)
+    integer_bytes: int = 64  # one pickled integer (int64 needs 9); the value of a longer one is not shown
     string_bytes: int = 256 * MB  # one string or byte string inside a pickle
     entries: int = 2_000_000  # archive members, shards, graph nodes
     header_bytes: int = 100 * MB  # a safetensors header (the reference's own limit)

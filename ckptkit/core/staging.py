@@ -16,6 +16,7 @@ from types import TracebackType
 
 from ckptkit.core.errors import CkptError
 from ckptkit.core.files import io_error
+from ckptkit.core.graph import TensorGraph
 
 
 class Staging:
@@ -94,6 +95,26 @@ def check_target(target: Path, *, folder: bool, overwrite: bool) -> None:
         raise CkptError("not-a-file", "the target is a device, pipe or socket", target)
     elif not overwrite:
         raise CkptError("exists", "the target exists", target, "-y replaces it")
+
+
+def refuse_inputs(source: TensorGraph, targets: Sequence[str | os.PathLike[str]]) -> None:
+    """Raise CkptError `target-is-source` or `target-twice`: never write onto an input, or a folder around one.
+
+    Files are told by what they are on disk, so that links to an input count as the input.
+    """
+    inputs = {os.path.realpath(path) for path in (source.origin.path, *(f.path for f in source.origin.files))}
+    identities = {(found.st_dev, found.st_ino) for found in map(os.stat, filter(os.path.exists, inputs))}
+    seen: set[str] = set()
+    for target in targets:
+        real = os.path.realpath(target)
+        if real in seen:
+            raise CkptError(
+                "target-twice", "two outputs would be written here", target, "give them different names"
+            )
+        seen.add(real)
+        inside = any(path.startswith(real + os.sep) for path in inputs)
+        if inside or (os.path.exists(real) and (os.stat(real).st_dev, os.stat(real).st_ino) in identities):
+            raise CkptError("target-is-source", "this is what is being read", target, "write somewhere else")
 
 
 def _place(staged: Path, final: Path, *, overwrite: bool) -> None:

@@ -82,6 +82,16 @@ def others(graph: TensorGraph) -> tuple[str, ...]:
     return tuple(name for name in listing.files(folder) if name not in weights and name[0] != ".")
 
 
+def is_side_file(name: str) -> bool:
+    """Whether a file of this name may belong to a checkpoint's folder; code never counts as such."""
+    return any(fnmatchcase(name, pattern) for pattern in (CONFIG, *_CARRIED))
+
+
+def is_side_folder(name: str) -> bool:
+    """Whether a folder of this name may hold side files."""
+    return any(fnmatchcase(name, pattern.partition("/")[0]) for pattern in _CARRIED_BELOW)
+
+
 def _folder(graph: TensorGraph) -> str | None:
     path = graph.origin.path
     if os.path.isdir(path):
@@ -91,9 +101,8 @@ def _folder(graph: TensorGraph) -> str | None:
 
 def _names(folder: str, with_code: bool) -> Iterator[str]:
     """Relative names of the files carried; those one level below, with a slash, come last."""
-    patterns = (CONFIG, *_CARRIED, *(("*.py",) if with_code else ()))
     for name in listing.files(folder):
-        if any(fnmatchcase(name, pattern) for pattern in patterns):
+        if is_side_file(name) or (with_code and name.endswith(".py")):
             yield name
     for name in listing.folders(folder):
         wanted = [p for p in _CARRIED_BELOW if fnmatchcase(name, p.partition("/")[0])]
@@ -115,9 +124,16 @@ def _config(file: File, graph: TensorGraph, dtype: str | None) -> bytes | None:
             file.path,
             "remove quantization_config from a copy of config.json, or write a single file instead of a folder",
         )
+    floats = {t.dtype.name for t in graph.values()} & set(_FLOATS)
+    if dtype is None and len(floats) == 1:  # what --exclude left may be of one dtype only
+        dtype = floats.pop() if _stated(config) - floats else None
     if dtype is None or not _set_dtype(config, dtype):
         return None
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def _stated(config: dict[str, Any]) -> set[str]:
+    return {config[key] for key in _DTYPE_KEYS if config.get(key) in _FLOATS}
 
 
 def _set_dtype(config: dict[str, Any], dtype: str) -> bool:

@@ -19,9 +19,9 @@ from ckptkit.core.findings import Finding
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.options import ReadOptions
 from ckptkit.format import listing, registry, shards
-from ckptkit.format.companions import companions, others
+from ckptkit.format.companions import companions, is_side_file, is_side_folder, others
 
-__all__ = ["companions", "others", "read_folder", "weights_name"]
+__all__ = ["companions", "others", "read_folder", "strangers", "weights_name"]
 
 _STEMS = (("model", "diffusion_pytorch_model"), ("pytorch_model", "diffusion_pytorch_model"))
 _SUFFIXES = (".safetensors", ".bin")
@@ -87,6 +87,17 @@ class _Choice:
 
     names: tuple[str, ...]
     numbered: bool = False
+
+
+def strangers(path: str, names: Iterable[str] = ()) -> list[str]:
+    """What stands in a folder and belongs to no checkpoint: neither weights, nor side files, nor among `names`."""
+    known = {name.partition("/")[0] for name in names} | {".gitattributes", ".DS_Store"}
+    found = [name for name in listing.folders(path) if name not in known and not is_side_folder(name)]
+    for name in listing.files(path):
+        weights = _WEIGHTS.fullmatch(name) and not _TRAINING.fullmatch(name)
+        if name not in known and not weights and not is_side_file(name):
+            found.append(name)
+    return found
 
 
 def _choose(path: str, weights: list[str], variant: str | None) -> _Choice:

@@ -20,6 +20,7 @@ from ckptkit.core.findings import Finding
 from ckptkit.core.graph import Leaf, Origin, TensorGraph
 from ckptkit.core.options import ReadOptions
 from ckptkit.core.tensor import Tensor
+from ckptkit.core.words import plural
 from ckptkit.format import registry, strict_json
 from ckptkit.format.tied_names import restore_ties
 
@@ -59,7 +60,7 @@ def read(path: str, options: ReadOptions) -> TensorGraph:
         graph.origin,
         path=path,
         files=(file, *graph.origin.files),
-        container=f"{graph.origin.container}, {len(shards)} shards with an index",
+        container=f"{graph.origin.container}, {plural(len(shards), 'shard')} with an index",
     )
     return replace(graph, origin=origin, findings=tuple(findings))
 
@@ -80,7 +81,7 @@ def read_set(folder: str, names: Iterable[str], options: ReadOptions) -> TensorG
     paths = {name: os.path.join(folder, name) for name in wanted}
     _require(paths, folder)
     graph = _joined(folder, {name: _read_shard(paths[name], options) for name in wanted}, {})
-    container = f"{graph.origin.container}, {count} shards without an index"
+    container = f"{graph.origin.container}, {plural(count, 'shard')} without an index"
     return replace(graph, origin=replace(graph.origin, container=container))
 
 

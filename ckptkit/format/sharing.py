@@ -4,6 +4,7 @@ from ckptkit.core.errors import CkptError
 from ckptkit.core.findings import Finding
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.plan import Ties
+from ckptkit.core.words import plural
 
 
 def sharing_losses(graph: TensorGraph, ties: Ties) -> tuple[Finding, ...]:
@@ -24,22 +25,33 @@ def sharing_losses(graph: TensorGraph, ties: Ties) -> tuple[Finding, ...]:
 
 
 def structure_losses(graph: TensorGraph) -> tuple[Finding, ...]:
-    """The losses of writing parts (of sparse or nested tensors, of distributed ones) as tensors of their own."""
+    """The losses of writing parts (of sparse or nested tensors, of distributed ones) as tensors of their own, and
+    what its reader could not carry into the graph at all."""
     parts: dict[str, list[str]] = {}
     for name, tensor in graph.items():
         if tensor.loss:
             parts.setdefault(tensor.loss, []).append(name)
-    return tuple(
-        Finding(
-            code, "warning", names[0], f"{graph[names[0]].note}: {_MEANING[code]} ({len(names)} such tensors)"
-        )
-        for code, names in parts.items()
+    unread = (finding for finding in graph.findings if finding.code in _UNREAD)
+    return (
+        *unread,
+        *(
+            Finding(
+                code,
+                "warning",
+                names[0],
+                f"{graph[names[0]].note}: {_MEANING[code]} ({plural(len(names), 'such tensor')})",
+            )
+            for code, names in parts.items()
+        ),
     )
 
+
+_UNREAD = frozenset({"tensor-absent"})
 
 _MEANING = {
     "local-shard": "the other ranks' parts of it are not in this file",
     "nested-as-parts": "its parts become tensors of their own",
+    "packed-as-parts": "the parts become tensors of their own, the object around them is lost",
     "sparse-as-parts": "its parts become tensors of their own, its dense shape is lost",
 }
 

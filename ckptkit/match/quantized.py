@@ -9,7 +9,7 @@ gpt-oss (`_blocks`, `_scales`), bitsandbytes (`absmax`, `SCB`), ModelOpt (`weigh
 (`_quantized`), torch (`qint8` with `scale` and `zero_point`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -110,26 +110,55 @@ for _family in _FAMILIES:
         _BY_DTYPE.setdefault(_dtype, []).append(_family)
 
 
+# Scales that stand alone: of caches and activations, whose numbers are in no tensor.
+_LONE = (
+    ".k_scale",
+    ".v_scale",
+    ".q_scale",
+    ".kv_scale",
+    ".prob_output_scale",
+    ".input_scale",
+    ".output_scale",
+)
+
+
 def quantized(tensors: Mapping[str, Tensor]) -> tuple[Quantized, ...]:
     """The quantised weights of a checkpoint, by family, in the order of the families' table."""
     counts: dict[str, tuple[int, int]] = {}
     members: dict[str, set[str]] = {}
-    for name, tensor in tensors.items():
-        for family in _BY_DTYPE.get(tensor.dtype.name, ()):
-            found = _unit(family, name, tensors)
-            elements = family.elements({k: tensors[v] for k, v in found.items()}) if found else None
-            if found and elements is not None:
-                weights, total = counts.get(family.name, (0, 0))
-                counts[family.name] = (weights + 1, total + elements)
-                members.setdefault(family.name, set()).update(found.values())
-                break
+    for family, names, elements in _units(tensors):
+        weights, total = counts.get(family, (0, 0))
+        counts[family] = (weights + 1, total + elements)
+        members.setdefault(family, set()).update(names)
     order = dict.fromkeys(family.name for family in _FAMILIES if family.name in counts)
     return tuple(Quantized(name, *counts[name], frozenset(members[name])) for name in order)
 
 
 def quantized_members(tensors: Mapping[str, Tensor]) -> frozenset[str]:
-    """Names of all quantised weights and of the scales, zero points and tables that belong to them."""
-    return frozenset().union(*(found.members for found in quantized(tensors)))
+    """Names of all quantised weights and of the scales, zero points and tables that belong to them or stand alone."""
+    lone = (name for name in tensors if name.endswith(_LONE))
+    return frozenset(lone).union(*(names for _, names, _ in _units(tensors)))
+
+
+def torn_units(tensors: Mapping[str, Tensor], kept: Collection[str]) -> list[tuple[str, str]]:
+    """(a name kept, a name left behind) of each quantised weight that a selection would part from its scales."""
+    torn = []
+    for _, names, _ in _units(tensors):
+        there = [name for name in names if name in kept]
+        if there and len(there) < len(names):
+            torn.append((there[0], next(name for name in names if name not in kept)))
+    return torn
+
+
+def _units(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, tuple[str, ...], int]]:
+    """(family, weight and companions, logical elements) of each quantised weight."""
+    for name, tensor in tensors.items():
+        for family in _BY_DTYPE.get(tensor.dtype.name, ()):
+            found = _unit(family, name, tensors)
+            elements = family.elements({k: tensors[v] for k, v in found.items()}) if found else None
+            if found and elements is not None:
+                yield family.name, tuple(found.values()), elements
+                break
 
 
 def _unit(family: _Family, name: str, tensors: Mapping[str, Tensor]) -> dict[str, str] | None:

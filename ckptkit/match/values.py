@@ -9,10 +9,11 @@ NaN and infinities are counted apart.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from math import frexp, ldexp, sqrt
+from math import frexp, inf, ldexp, sqrt
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.core.dtypes import DType
+from ckptkit.core.errors import CkptError
 from ckptkit.core.tensor import Tensor
 from ckptkit.match.reading import Window
 
@@ -31,10 +32,18 @@ _LOW, _HIGH = 2.0**-700, 2.0**900  # sums of squares between these have lost not
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """Close means |a − b| ≤ atol + rtol·|b|, equal infinities, or NaN on both sides."""
+    """Close means |a − b| ≤ atol + rtol·|b|, equal infinities, or NaN on both sides.
+
+    Raises CkptError `bad-tolerance` for what is negative or not finite.
+    """
 
     rtol: float = 0.0
     atol: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("rtol", self.rtol), ("atol", self.atol)):
+            if not 0 <= value < inf:
+                raise CkptError("bad-tolerance", f"{name} is {value}, not a finite number from 0 on")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +169,7 @@ class _Total:
         self.tolerance = tolerance
         self.size = self.finite = self.changed = self.outside = 0
         self.max_abs = self.max_rel = 0.0
-        # Sums of a², b², ab, (b − a)², by the power of two that their terms were divided by.
+        # Sums of a², b², ab, (b − a)², by the power of two that they were divided by.
         self.squares: dict[int, list[float]] = {}
         self.nan = [0, 0]
         self.inf = [0, 0]
@@ -177,7 +186,11 @@ class _Total:
         self.widen[1](b, y)
         unequal: Array
         if self.same:
-            unequal = np.not_equal(_bits(a), _bits(b), out=self.mask[:count])
+            x_bits, y_bits = _bits(a), _bits(b)
+            if x_bits.ndim == 1:
+                unequal = np.not_equal(x_bits, y_bits, out=self.mask[:count])
+            else:
+                unequal = np.any(x_bits != y_bits, axis=1, out=self.mask[:count])
         else:
             unequal = self._unequal(a, b, x, y)
         changed = int(np.count_nonzero(unequal))
@@ -260,17 +273,19 @@ class _Total:
 
     def _scaled(self, x: "Array", y: "Array", delta: "Array") -> None:
         """Add squares of what would overflow or vanish unless it is brought near 1 first."""
-        for left, right, place in ((x, x, 0), (y, y, 1), (x, y, 2), (delta, delta, 3)):
-            power = max(_power(left), _power(right))
-            scale = [ldexp(1.0, -(power // 2)), ldexp(1.0, -(power - power // 2))]
-            near = [values * scale[0] * scale[1] for values in (left, right)]
-            self.squares.setdefault(power, [0.0] * 4)[place] += float(_sum(*near).real)
+        near = []
+        for values in (x, y, delta):
+            power = _power(values)
+            near.append((values * ldexp(1.0, -(power // 2)) * ldexp(1.0, -(power - power // 2)), power))
+        for left, right, place in ((0, 0, 0), (1, 1, 1), (0, 1, 2), (2, 2, 3)):
+            power = near[left][1] + near[right][1]
+            total = float(_sum(near[left][0], near[right][0]).real)
+            self.squares.setdefault(power, [0.0] * 4)[place] += total
 
     def values(self) -> Values:
         tops = [max((p for p, sums in self.squares.items() if sums[k]), default=0) for k in range(4)]
         aa, bb, ab, dd = (
-            sum(ldexp(sums[k], 2 * (power - tops[k])) for power, sums in self.squares.items())
-            for k in range(4)
+            sum(ldexp(sums[k], power - tops[k]) for power, sums in self.squares.items()) for k in range(4)
         )
         norms = sqrt(aa) * sqrt(bb)
         return Values(
@@ -279,8 +294,10 @@ class _Total:
             outside=None if self.tolerance is None else self.outside,
             max_abs=self.max_abs,
             max_rel=self.max_rel,
-            rms=ldexp(sqrt(dd / self.finite), tops[3]) if self.finite else 0.0,
-            cosine=max(-1.0, min(1.0, ldexp(ab / norms, 2 * tops[2] - tops[0] - tops[1]))) if norms else None,
+            rms=ldexp(sqrt(dd / self.finite), tops[3] // 2) if self.finite else 0.0,
+            cosine=max(-1.0, min(1.0, ldexp(ab / norms, tops[2] - (tops[0] + tops[1]) // 2)))
+            if norms
+            else None,
             nan=(self.nan[0], self.nan[1]),
             inf=(self.inf[0], self.inf[1]),
         )
@@ -303,13 +320,13 @@ def _sum(x: "Array", y: "Array") -> Any:
 
 
 def _bits(values: "Array") -> "Array":
-    """The elements as what can be compared bit by bit, one item each."""
+    """The elements as what can be compared bit by bit, one item each; a row of two each for complex128."""
     import numpy as np
 
     if values.ndim == 2:  # complex32
         return values.view(np.uint32).reshape(-1)
     if values.dtype.itemsize == 16:
-        return values.view([("re", "u8"), ("im", "u8")])
+        return values.view(np.uint64).reshape(-1, 2)
     return values.view(f"u{values.dtype.itemsize}")
 
 

@@ -13,7 +13,7 @@ from ckptkit.core.arrays import gather, pack, unpack
 from ckptkit.core.errors import CkptError
 from ckptkit.core.storage import FileStorage, MemoryStorage, Storage
 from ckptkit.core.tensor import Buffer, Extent, Tally, Tensor
-from ckptkit.core.views import View, view
+from ckptkit.core.views import WINDOW, View, view
 from ckptkit.ops.join import Joined, joined
 from ckptkit.ops.pull import Puller
 
@@ -235,9 +235,9 @@ class Held:
 
     def memory(self, limit: int) -> int:
         whole = self.origin.nbytes
-        if self.origin.dtype.bits & 7:
-            whole += 3 * self.origin.size
-        return self.origin.memory() + 2 * whole + limit + (2 << 20)
+        if self.origin.dtype.bits & 7:  # unpacked, strided, packed again
+            return self.origin.memory() + 2 * whole + 3 * self.origin.size
+        return self.origin.memory() + whole + min(whole, WINDOW) + limit + (2 << 20)
 
     def chunks(self, limit: int, tally: Tally | None = None) -> Iterator[Buffer]:
         dtype = self.origin.dtype

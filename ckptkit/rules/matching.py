@@ -60,9 +60,14 @@ def nearest(name: str, others: Iterable[str], most: int = 2) -> list[str]:
     from difflib import get_close_matches
 
     wanted = _shape(name)
+    segments = (
+        wanted.count(".") if wanted.endswith(".#") and "{" in name else None
+    )  # the rest may be anything
     alike: dict[str, str] = {}
     for other in islice(others, _COMPARED):
         shape = _shape(other)
+        if segments is not None:
+            shape = ".".join([*shape.split(".")[:segments], "#"])
         if abs(len(shape) - len(wanted)) <= max(8, len(wanted) // 2):
             alike.setdefault(shape, other)
     return [alike[shape] for shape in get_close_matches(wanted[:200], list(islice(alike, _NEAR)), most, 0.7)]

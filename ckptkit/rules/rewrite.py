@@ -5,7 +5,7 @@ Nothing is read: shapes and dtypes of all results are known when this ends, and 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptkit.core.errors import CkptError
 from ckptkit.core.findings import Finding
@@ -13,16 +13,14 @@ from ckptkit.core.graph import TensorGraph
 from ckptkit.core.tensor import Tensor
 from ckptkit.ops import values as arithmetic
 from ckptkit.rules import coupled, outcome
+from ckptkit.rules.compose import MOST, Group, Key, Maker
 from ckptkit.rules.expressions import Bound, Expression, Value
 from ckptkit.rules.language import Parsed
 from ckptkit.rules.matching import Hit, Index, nearest
-from ckptkit.rules.model import Made, Op, Rule, Side
-from ckptkit.rules.operations import JOINS, OPERATIONS, split, unstack
+from ckptkit.rules.model import Made, Rule
 from ckptkit.rules.outcome import Product, Rewrite, RulesError
-from ckptkit.rules.template import Matcher, option
-from ckptkit.rules.values import Sizes, Values
-
-FILLED = 1_000_000  # tensors that one fill may make
+from ckptkit.rules.template import Matcher
+from ckptkit.rules.values import Values
 
 
 def rewrite(parsed: Parsed, graph: TensorGraph, given: Mapping[str, str | int]) -> Rewrite:
@@ -54,21 +52,6 @@ def _problem(error: CkptError, where: str, what: str = "") -> Finding:
     return Finding(error.code, "error", error.where or where, message, error.hint or "")
 
 
-class _Key(NamedTuple):
-    """A source's place in its group: the side, and the values of the holes that joins run over."""
-
-    side: int
-    over: tuple[Value, ...]
-
-
-@dataclass(slots=True)
-class _Group:
-    """The sources that make one result."""
-
-    bound: dict[str, Value]
-    names: dict[_Key, str] = field(default_factory=dict)
-
-
 @dataclass
 class _Proof:
     parsed: Parsed
@@ -86,7 +69,7 @@ class _Proof:
         self.off: set[int] = set()  # rules whose guard does not hold
         self.guarded: dict[int, tuple[Expression, ...]] = {}  # rules whose guard asks about the name
         self.used: set[int] = set()
-        self.groups: dict[int, dict[tuple[Value, ...], _Group]] = {}
+        self.groups: dict[int, dict[tuple[Value, ...], Group]] = {}
         self.holes: dict[int, tuple[list[str], list[str]]] = {}  # rule → its own holes, those of its joins
         self.equal: dict[str, list[str]] = {}  # source → dropped ones that must equal it
         self.dropped: list[str] = []
@@ -211,8 +194,8 @@ class _Proof:
             return
         own, joined = self.holes[hit.rule]
         key = tuple([bound.get(hole) for hole in own])
-        group = self.groups.setdefault(hit.rule, {}).setdefault(key, _Group(bound))
-        place = _Key(hit.side, tuple([bound[hole] for hole in joined]))
+        group = self.groups.setdefault(hit.rule, {}).setdefault(key, Group(bound))
+        place = Key(hit.side, tuple([bound[hole] for hole in joined]))
         if place in group.names:
             self.error(
                 "rule-overlap", rule.where, f"{group.names[place]!r} and {name!r} take one place of {rule}"
@@ -298,7 +281,10 @@ class _Proof:
                 )
         for number, rule in enumerate(self.rules):
             if rule.kind == "tie" and number not in self.off:
-                self.tie(rule, made)
+                try:
+                    self.tie(rule, made)
+                except CkptError as error:
+                    self.findings.append(_problem(error, rule.where))
 
     def tie(self, rule: Rule, made: dict[str, Product]) -> None:
         assert rule.other is not None
@@ -329,7 +315,7 @@ class _Proof:
             self.told[number] = tuple(map(str, (*own, *rule.joins, *rule.ops)))
             for group in groups.values():
                 try:
-                    self.products += _Maker(self, number, group).make()
+                    self.products += Maker(self, number, group).make()
                 except CkptError as error:
                     what = next(iter(group.names.values()))
                     self.findings.append(_problem(error, rule.where, what))
@@ -349,7 +335,7 @@ class _Proof:
         total = 1
         for count in counts.values():
             total *= count
-        if min((*shape, *counts.values()), default=0) < 0 or total > FILLED:
+        if min((*shape, *counts.values()), default=0) < 0 or total > MOST:
             raise CkptError("rule-value", f"a fill of {total} tensors of shape {list(shape)}")
         kind: Any = made.value if made.value in ("arange", "causal", "eye") else "constant"
         number = float(made.value) if kind == "constant" else 0
@@ -380,154 +366,3 @@ def _indices(counts: Mapping[str, int]) -> Iterator[dict[str, Value]]:
 
     for index in product(*map(range, counts.values())):
         yield dict(zip(counts, index, strict=True))
-
-
-class _Maker:
-    """The products of one group of sources."""
-
-    def __init__(self, proof: _Proof, number: int, group: _Group) -> None:
-        self.proof = proof
-        self.number = number
-        self.rule = rule = proof.rules[number]
-        self.group = group
-        self.bound = {hole: group.bound[hole] for hole in proof.holes[number][0] if hole in group.bound}
-        self.joined = [str(step.args["over"]) for step in rule.joins if "over" in step.args]
-        self.sources: list[str] = []
-
-    def make(self) -> list[Product]:
-        rule = self.rule
-        tensor = self.assemble(len(rule.joins) - 1, {}, 0)
-        tensor = self.apply(rule.ops, tensor, self.bound)
-        place = min(self.proof.order[name] for name in self.group.names.values())
-        sources = tuple(self.sources)
-        products: list[Product] = []
-        for side, part, bound, note in self.spread(tensor, 0, self.bound):
-            part = self.apply(side.ops, part, bound)
-            name = side.template.fill(bound, self.proof.env)
-            notes = (*self.proof.told[self.number], *note, *map(str, side.ops))
-            products.append(Product(place + len(products) / 1e6, name, sources, rule.where, notes, part))
-        return products
-
-    # several into one
-
-    def assemble(self, level: int, fixed: dict[str, Value], side: int) -> Tensor:
-        if level < 0:
-            return self.read(side, fixed)
-        step = self.rule.joins[level]
-        args = self.evaluate(step, self.bound)
-        if "over" not in step.args:
-            parts = [self.assemble(level - 1, fixed, place) for place in range(len(self.rule.sources))]
-            self.check_parts(step, args, len(parts))
-            return JOINS[step.name].run(parts, args)
-        hole = str(step.args["over"])
-        parts = [self.assemble(level - 1, {**fixed, hole: value}, side) for value in self.values(hole, args)]
-        return JOINS[step.name].run(parts, args)
-
-    def values(self, hole: str, args: Mapping[str, Any]) -> list[Value]:
-        """The values that a join runs over, in order."""
-        for side in self.rule.sources:
-            for found in side.template.holes:
-                if found.name == hole and found.kind in ("one", "map"):
-                    values = [option(text) for text in found.options]
-                    self.check_parts(None, args, len(values))
-                    return values
-        place = self.joined.index(hole)
-        start = args.get("start", 0)
-        numbers = sorted({key.over[place] for key in self.group.names})
-        wanted = list(range(start, start + args.get("parts", len(numbers))))
-        if numbers != wanted:
-            missing = sorted(set(range(start, max(numbers) + 1)) - set(numbers))
-            gap = (
-                f"{hole} = {missing[0]} is missing"
-                if missing
-                else f"{len(numbers)} where {len(wanted)} were stated"
-            )
-            raise CkptError(
-                "rule-gap", f"the numbers of {{{hole}}} do not run from {start} without gaps: {gap}"
-            )
-        return list(numbers)
-
-    def check_parts(self, step: Op | None, args: Mapping[str, Any], count: int) -> None:
-        if args.get("parts", count) != count:
-            raise CkptError("rule-incomplete", f"{count} parts where {args['parts']} were stated")
-
-    def read(self, place: int, fixed: dict[str, Value]) -> Tensor:
-        side = self.rule.sources[place]
-        name = self.group.names.get(_Key(place, tuple(fixed[hole] for hole in self.joined)))
-        bound = {**self.bound, **fixed}
-        if name is None:
-            wanted = side.template.fill(bound, self.proof.env)
-            raise CkptError("rule-incomplete", f"{wanted!r} is missing for {self.rule}")
-        self.sources.append(name)
-        return self.apply(side.ops, self.proof.source(name), bound)
-
-    # one into several
-
-    def spread(
-        self, tensor: Tensor, level: int, bound: dict[str, Value]
-    ) -> Iterator[tuple[Side, Tensor, dict[str, Value], tuple[str, ...]]]:
-        rule = self.rule
-        if level == len(rule.splits):
-            for side in rule.targets:
-                yield side, tensor, bound, ("copy",) if len(rule.targets) > 1 else ()
-            return
-        step = rule.splits[level]
-        args = self.evaluate(step, bound, tensor)
-        if "over" not in step.args:
-            for place, (side, part) in enumerate(
-                zip(rule.targets, self.parts(step, args, tensor, len(rule.targets)), strict=True)
-            ):
-                yield side, part, bound, (f"{step}[{place}]",)
-            return
-        hole = str(step.args["over"])
-        values = self.targets_of(hole, step, args, tensor)
-        for value, part in zip(values, self.parts(step, args, tensor, len(values)), strict=True):
-            for side, piece, inner, notes in self.spread(part, level + 1, {**bound, hole: value}):
-                yield side, piece, inner, (f"{step}[{value}]", *notes)
-
-    def targets_of(self, hole: str, step: Op, args: Mapping[str, Any], tensor: Tensor) -> list[Value]:
-        for side in self.rule.targets:
-            for found in side.template.holes:
-                if found.name == hole and found.kind in ("one", "map"):
-                    return [option(text) for text in found.options]
-        start = args.get("start", 0)
-        if "parts" in args:
-            count = args["parts"]
-        elif step.name == "unstack":
-            from ckptkit.ops.layout import axis
-
-            count = tensor.shape[axis(tensor, args["dim"])]
-        else:
-            raise CkptError("rule-invalid", f"split over {hole} does not say into how many parts")
-        if not 0 <= count <= FILLED:
-            raise CkptError("rule-value", f"{count} parts")
-        return list(range(start, start + count))
-
-    def parts(self, step: Op, args: Mapping[str, Any], tensor: Tensor, count: int) -> list[Tensor]:
-        if step.name == "split":
-            return split(tensor, args["dim"], count, args.get("sizes", "equal"))
-        from ckptkit.ops.layout import axis
-
-        size = tensor.shape[axis(tensor, args["dim"])]
-        if size != count:
-            raise CkptError("op-shape", f"a dimension of size {size} gives no {count} tensors")
-        return [unstack(tensor, args["dim"], index) for index in range(size)]
-
-    # operations
-
-    def apply(self, ops: Sequence[Op], tensor: Tensor, bound: Mapping[str, Value]) -> Tensor:
-        for op in ops:
-            tensor = OPERATIONS[op.name].run(tensor, self.evaluate(op, bound, tensor))
-        return tensor
-
-    def evaluate(self, op: Op, bound: Mapping[str, Value], tensor: Tensor | None = None) -> dict[str, Any]:
-        env = Bound(self.proof.env, bound) if tensor is None else Sizes(self.proof.env, bound, tensor)
-        found: dict[str, Any] = {}
-        for key, value in op.args.items():
-            if isinstance(value, Expression):
-                found[key] = value.integer(env)
-            elif isinstance(value, tuple):
-                found[key] = tuple([item.integer(env) for item in value])
-            else:
-                found[key] = value
-        return found

@@ -12,7 +12,7 @@ Everything else stands for itself: there are no regular expressions.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
@@ -246,7 +246,7 @@ def escaped(text: str) -> str:
 class Matcher:
     """Matches names against a template whose bare holes have been declared, in an environment for its arithmetic."""
 
-    __slots__ = ("_binders", "_solved", "_undo", "env", "loose", "pattern", "template")
+    __slots__ = ("_binders", "_direct", "_solved", "_undo", "env", "loose", "pattern", "template")
 
     def __init__(self, found: Template, env: Environment, known: Iterable[str]) -> None:
         """`known` are the names that `let` declares. Raises CkptError `rule-invalid` for arithmetic that
@@ -282,6 +282,8 @@ class Matcher:
         self.pattern = re.compile(pattern, re.DOTALL)
         self.loose = re.compile(loose, re.DOTALL)
         self._binders = tuple(binders)
+        simple = all(hole.kind not in ("expression", "map") for hole, _ in binders)
+        self._direct = tuple((hole.name, _reading(hole)) for hole, _ in binders) if simple else None
         direct = {hole.name for hole, _ in binders if hole.kind != "expression" and hole.name}
         solved = [(hole, at) for hole, at in binders if not hole.name]
         self._solved = tuple(at for _, at in solved)
@@ -292,6 +294,8 @@ class Matcher:
         found = self.pattern.fullmatch(name)
         if found is None:
             return None
+        if self._direct is not None:
+            return {name: read(text) for (name, read), text in zip(self._direct, found.groups(), strict=True)}
         bound: dict[str, Value] = {}
         for hole, at in self._binders:
             text = found[at]
@@ -309,6 +313,13 @@ class Matcher:
             elif hole.kind != "expression":
                 bound[hole.name] = text
         return self._undo.solve([found[at] for at in self._solved], bound) if self._solved else bound
+
+
+def _reading(hole: Hole) -> Callable[[str], Value]:
+    """How the text that a hole matched becomes its value."""
+    if hole.kind == "int":
+        return int
+    return option if any(re.fullmatch(_NUMBER, text) for text in hole.options) else str
 
 
 def option(text: str) -> int | str:

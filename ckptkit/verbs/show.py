@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from ckptkit.core.dtypes import DTYPES
 from ckptkit.core.errors import CkptError
+from ckptkit.core.expansion import refuse_expansion
 from ckptkit.core.files import io_error
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.numeric import Statistics, statistics
-from ckptkit.core.staging import Staging
+from ckptkit.core.staging import Staging, refuse_inputs
 from ckptkit.core.tensor import Tensor
 from ckptkit.match.schemes import unwrapped
+from ckptkit.ops.layout import Held, Window, narrow, reshape
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,12 +36,14 @@ class Shown:
     """One tensor, or a part of it.
 
     Attributes:
+        graph: what it stands in.
         name: its full name.
         tensor: as stored.
         values: the part asked for, an array of any dtype that numpy and ml_dtypes have.
-        statistics: of the whole tensor; None if its elements are no real numbers, or if they were not wanted.
+        statistics: of that part; None if its elements are no real numbers, or if they were not wanted.
     """
 
+    graph: TensorGraph
     name: str
     tensor: Tensor
     values: "Array"
@@ -47,13 +51,26 @@ class Shown:
 
 
 def show(graph: TensorGraph, name: str, index: Index = (), *, measure: bool = True) -> Shown:
-    """The values of one tensor, or of a part of it, and unless `measure` is off statistics over all of it.
+    """The values of one tensor, or of a part of it, and unless `measure` is off statistics over them.
 
-    Raises CkptError `no-such-tensor` (the hint names what is near), `bad-slice`, `dtype-unsupported` (no array
-    can hold the type), and what reading raises.
+    Of a tensor that is a view of its storage, only the part is read. Raises CkptError `no-such-tensor` (the hint
+    names what is near), `bad-slice`, `expands` (zero strides make far more of it than is stored),
+    `dtype-unsupported` (no array can hold the type), and what reading raises.
     """
+    import numpy as np
+
     tensor = find(graph, name)
-    return Shown(name, tensor, _part(tensor, name, index), statistics(tensor) if measure else None)
+    try:
+        if tensor.dtype.kind == "string":
+            values = _strings(tensor)
+            return Shown(graph, name, tensor, np.asarray(values[_spread(tensor, index)], values.dtype), None)
+        part, turned = _narrowed(tensor, index)
+        _refuse_bomb(part)
+        return Shown(
+            graph, name, tensor, _values(tensor, part, index, turned), statistics(part) if measure else None
+        )
+    except CkptError as error:
+        raise CkptError(error.code, error.message, error.where or name, error.hint) from None
 
 
 def find(graph: TensorGraph, name: str) -> Tensor:
@@ -103,17 +120,54 @@ def _one(text: str) -> Any:
     return slice(*numbers)
 
 
-def _part(tensor: Tensor, name: str, index: Index) -> "Array":
+def _spread(tensor: Tensor, index: Index) -> Index:
+    """An integer or a slice for each dimension. Raises CkptError `bad-slice` where they do not fit."""
+    rank = len(tensor.shape)
+    dims = "×".join(map(str, tensor.shape)) or "no dimensions"
+    message = f"the slice does not fit a tensor of {dims}"
+    gap = rank - sum(one is not Ellipsis for one in index)
+    at = index.index(Ellipsis) if Ellipsis in index else len(index)
+    if gap < 0 or index[at + 1 :].count(Ellipsis):
+        raise CkptError("bad-slice", message, None, f"{len(index)} indices are too many")
+    spread = (*index[:at], *[slice(None)] * gap, *index[at + 1 :])
+    for one, size in zip(spread, tensor.shape, strict=True):
+        if isinstance(one, int) and not -size <= one < size:
+            raise CkptError("bad-slice", message, None, f"there is no {one} in a dimension of {size}")
+    return spread
+
+
+def _narrowed(tensor: Tensor, index: Index) -> tuple[Tensor, tuple[int, ...]]:
+    """The part that an index takes, in ascending order, and those of its dimensions that are to be turned round."""
+    part = tensor
+    shape: list[int] = []
+    turned: list[int] = []
+    for axis, one in enumerate(_spread(tensor, index)):
+        numbers = range(tensor.shape[axis])[one if isinstance(one, slice) else slice(one, one + 1 or None)]
+        if numbers.step < 0:
+            turned.append(len(shape))
+            numbers = numbers[::-1]
+        if isinstance(one, slice):
+            shape.append(len(numbers))
+        ends = (numbers[0], numbers[-1] + 1) if numbers else (0, 0)
+        part = narrow(part, axis, *ends, numbers.step)
+    return reshape(part, shape), tuple(turned)
+
+
+def _values(tensor: Tensor, part: Tensor, index: Index, turned: tuple[int, ...]) -> "Array":
     import numpy as np
 
-    try:
-        values = _strings(tensor) if tensor.dtype.kind == "string" else tensor.numpy()
+    if tensor.source is None and tensor.dtype.kind != "bool":  # mapped: a part of it costs nothing yet
+        values = tensor.numpy()
         return np.asarray(values[index], values.dtype)
-    except IndexError as error:
-        dims = "×".join(map(str, tensor.shape)) or "no dimensions"
-        raise CkptError("bad-slice", f"the slice does not fit a tensor of {dims}", name, str(error)) from None
-    except CkptError as error:
-        raise CkptError(error.code, error.message, error.where or name, error.hint) from None
+    return np.flip(part.numpy(), turned)
+
+
+def _refuse_bomb(part: Tensor) -> None:
+    reads = part
+    while isinstance(reads.source, Held | Window):  # cut out of what can only be read as a whole
+        reads = reads.source.origin
+    stored = sum(extent.nbytes for extent in reads.extents)
+    refuse_expansion(reads.nbytes, stored, "", "--slice 0:100 shows a part")
 
 
 def _strings(tensor: Tensor) -> "Array":
@@ -149,10 +203,11 @@ def save_npy(
     """Write the values as a .npy file, whole or not at all, and return its size in bytes.
 
     `upcast` is the dtype to convert to: needed for bfloat16, float8 and whatever else .npy files cannot hold.
-    Raises CkptError `dtype-unsupported`, `exists`, `io-error`.
+    Raises CkptError `dtype-unsupported`, `target-is-source`, `exists`, `io-error`.
     """
     import numpy as np
 
+    refuse_inputs(shown.graph, [path])
     had = shown.values.dtype.name
     if had == "object":
         raise CkptError("dtype-unsupported", ".npy files hold no strings safely", shown.name)

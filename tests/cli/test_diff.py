@@ -64,6 +64,13 @@ def test_equal_is_one_line_and_exit_code_0(folder: Path, run: Run) -> None:
     assert "tolerance   |a − b| ≤ 0.01 + 0·|b|" in near.stdout
 
 
+@pytest.mark.parametrize("bad", ["nan", "-1", "inf"])
+@pytest.mark.parametrize("option", ["--rtol", "--atol"])
+def test_a_tolerance_that_means_nothing_is_refused(folder: Path, run: Run, option: str, bad: str) -> None:
+    done = run("diff", "base.safetensors", "base.safetensors", option, bad, "--json")
+    assert (done.code, done.json["code"]) == (2, "bad-tolerance")
+
+
 def test_headers_alone(folder: Path, run: Run) -> None:
     done = run("diff", "base.safetensors", "tuned.safetensors", "--no-values", "--exclude", "head*")
     assert (done.code, done.stdout) == (0, "alike       33 tensors in both: all alike in their headers\n")
@@ -187,7 +194,7 @@ def test_json_holds_everything(folder: Path, run: Run) -> None:
     assert names == sorted(f"layers.{i}.attn.{p}.weight" for i in (6, 7) for p in "qv")
     entry = found["changed"][0]
     assert (entry["kinds"], entry["how"]) == (["values"], "")
-    assert entry["a"] == entry["b"] == {"dtype": "float32", "shape": [4, 4], "tied_to": None}
+    assert entry["a"] == entry["b"] == {"dtype": "float32", "shape": [4, 4], "tied_to": None, "layout": ""}
     assert set(entry["values"]) >= {"max_abs", "max_rel", "rms", "cosine", "changed", "size", "nan", "inf"}
     failed = run("diff", "--json", "base.safetensors", "missing.pt")
     assert (failed.code, failed.json["schema"], failed.json["code"]) == (2, "ckptkit.error/1", "not-found")

@@ -232,6 +232,52 @@ def test_long_values_are_shortened_for_people_and_whole_for_programs(run: Run, t
     assert values == {"log": "z" * 5000, "steps": list(range(1000))}
 
 
+@pytest.mark.parametrize("style", ["text", "lines", "markdown"])
+def test_stats_and_objects_are_both_listed(run: Run, tmp_path: Path, style: str) -> None:
+    torch = pytest.importorskip("torch", reason="needs the torch extra")
+    path = tmp_path / "x.pt"
+    torch.save({"w": torch.tensor([float("nan"), float("-inf"), 4.0]), "deep": {"note": "hello"}}, path)
+    both = run("inspect", path, "--stats", "--objects", "--format", style).stdout
+    assert re.search(r"^\W*w\W.*\b4(\.0)?\b", both, re.MULTILINE)
+    assert re.search(r"^\W*deep\.note\b.*hello", both, re.MULTILINE)
+    assert ("are of the finite values" in both) == (style != "lines")
+    assert "finite" not in run("inspect", path, "--format", style).stdout
+
+
+def test_one_is_not_several(run: Run, tmp_path: Path) -> None:
+    names = ["embed_tokens", "norm"]
+    names += [f"layers.0.self_attn.{p}_proj" for p in "qkvo"]
+    names += [f"layers.0.mlp.{p}_proj" for p in ("gate", "up", "down")]
+    names += ["layers.0.input_layernorm", "layers.0.post_attention_layernorm"]
+    header = {
+        f"model.{name}.weight": {"dtype": "U8", "shape": [1, 1], "data_offsets": [i, i + 1]}
+        for i, name in enumerate(names)
+    }
+    text = json.dumps(header).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(len(names)))
+    shown = run("inspect", path).stdout
+    assert re.search(r"^looks like .*\b1 layer\b", shown, re.MULTILINE)
+    assert "1 layers" not in shown
+
+
+def test_strings_are_not_called_compressed(run: Run, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
+    words = onnx.helper.make_tensor("words", onnx.TensorProto.STRING, [50], [b"x"] * 50)
+    graph = onnx.helper.make_graph([], "g", [], [], [words])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "x.onnx")
+    assert not re.search(r"^stored", run("inspect", tmp_path / "x.onnx").stdout, re.MULTILINE)
+
+
+def test_the_size_of_a_file_with_more_than_weights_is_told(run: Run, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs the torch extra")
+    path = tmp_path / "x.pt"
+    torch.save({"model": {"w": torch.zeros(5)}, "optimizer": {"m": torch.zeros(500_000)}}, path)
+    assert " · 20 B of a file of 2.00 MB · " in run("inspect", path).stdout.splitlines()[0]
+    torch.save({"model": {"w": torch.zeros(500_000)}, "optimizer": {"m": torch.zeros(5)}}, path)
+    assert " · 2.00 MB · 1 tensor · " in run("inspect", path).stdout.splitlines()[0]
+
+
 def test_what_was_not_run_is_named(run: Run, fixtures_dir: Path) -> None:
     text = run("inspect", fixtures_dir / "good" / "trainer.pt").stdout
     assert re.search(r"^not run +argparse\.Namespace", text, re.MULTILINE)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import ckptkit as ck
 import ckptkit.cli
 from ckptkit.core.errors import CkptError
 from tests.house import samples
@@ -107,6 +108,36 @@ def test_what_a_file_says_is_escaped_in_errors(run: Run) -> None:
     assert "\\x1b]0;x\\x07\\n\\u202eb" in done.stderr
 
 
+def test_names_from_files_make_no_lines_of_their_own(run: Run, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs the torch extra")
+    forged = "w\nerror[forged]: it's \\ \x9b all lost"
+    path = tmp_path / "x.pt"
+    torch.save({forged: torch.zeros(1)}, path)
+    shown = [run("show", path, forged[:-1]), run("inspect", path, "--include", forged[:-1])]
+    for done in shown:
+        assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
+            done.stderr.split(":")[0],
+            "hint",
+        ]
+        assert "w\\nerror[forged]" in done.stderr.splitlines()[1]
+
+
+def test_ready_commands_can_be_pasted(run: Run, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs the torch extra")
+    forged = "b\nerror[forged]: it's \\ \x9b lost"
+    path = tmp_path / "x.pt"
+    torch.save({"generator": {"w": torch.zeros(1)}, forged: {"w": torch.zeros(2)}}, path)
+    done = run("convert", path, tmp_path / "y.safetensors")
+    ready = [line for line in done.stderr.splitlines()[1:] if "forged" in line]
+    assert len(ready) == 1
+    words = (
+        subprocess.run(["bash", "-c", f"printf '%s\\0' {ready[0].strip()}"], capture_output=True, check=True)
+        .stdout.decode()
+        .split("\0")
+    )
+    assert words[-2] == forged
+
+
 def test_a_defect_is_one_line(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("oh\nno")
@@ -150,6 +181,36 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(60) == 141
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_take_nothing(model: Path, tmp_path: Path, closed: str) -> None:
+    """Nor does a file opened later stand in the place of one."""
+    copy = tmp_path / "copy.safetensors"
+    for command in (["inspect", str(model)], ["convert", str(model), str(copy)], ["inspect", "missing"]):
+        done = subprocess.run(
+            ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "ckptkit", *command],
+            capture_output=True,
+            env=environment(),
+            check=False,
+        )
+        assert done.returncode == (2 if "missing" in command else 0)
+        assert b"internal" not in done.stdout + done.stderr
+    assert ck.read(copy).keys() == ck.read(model).keys()
+
+
+def test_what_is_ignored_stays_ignored(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under nohup."""
+    seen: list[object] = []
+    monkeypatch.setattr(
+        "ckptkit.cli.inspect.read_with", lambda *_: seen.append(signal.getsignal(signal.SIGHUP))
+    )
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run("inspect", model)
+        assert seen == [signal.SIG_IGN]
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_real_interrupt() -> None:

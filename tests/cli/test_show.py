@@ -27,7 +27,7 @@ def test_values_are_printed(run: Run, model: Path) -> None:
     assert done.code == 0
     head, statistics, *values = done.stdout.splitlines()
     assert head == "w   float32 · 3×4 · 48 B"
-    assert statistics == "statistics  min 0 · max 11 · mean 5.5 · std 3.452 · 1 zeros"
+    assert statistics == "statistics  min 0 · max 11 · mean 5.5 · std 3.452 · 1 zero"
     assert values[0].startswith("[[ 0.,  1.,  2.,  3.]")
 
 
@@ -36,10 +36,16 @@ def test_json_has_values_of_small_tensors_and_of_slices(run: Run, model: Path) -
     assert found["schema"] == "ckptkit.show/1"
     assert found["values"] == W[1:, ::2].tolist()
     assert found["shape"] == [3, 4]
-    assert found["statistics"]["maximum"] == 11
+    assert found["statistics"]["maximum"] == 10  # of the slice
     assert run("show", model, "nan", "--json").json["values"] == ["nan", "-inf", 1.0]
     assert run("show", model, "big", "--json").json["values"] is None
     assert len(run("show", model, "big", "--json", "--slice", ":").json["values"]) == 2000
+
+
+def test_what_is_not_finite_is_told(run: Run, model: Path) -> None:
+    told = run("show", model, "nan").stdout.splitlines()[1]
+    assert told == "statistics  min 1 · max 1 · mean 1 · std 0 (of the finite values) · 1 NaN · 1 Inf"
+    assert "finite" not in run("show", model, "w").stdout
 
 
 def test_npy(run: Run, model: Path, tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptkit.cli import jsontext
 from ckptkit.cli.text import Terminal, clean, columns, count, pad, shape, shorten, size
+from ckptkit.core.jsonable import dumps
 
 
 @given(st.text(st.characters()))
@@ -82,6 +82,6 @@ def test_json_is_standard_json(value: object, expected: object) -> None:
     def no_constant(name: str) -> None:
         raise AssertionError(name)
 
-    text = jsontext.dumps(value)
+    text = dumps(value)
     assert json.loads(text, parse_constant=no_constant) == expected
     assert text.isascii()

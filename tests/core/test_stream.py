@@ -199,7 +199,7 @@ def test_the_bound_counts_what_two_threads_hold(tmp_path: Path) -> None:
 class Runs(Produced):
     """A source that is ranges of a file; its chunks must not be asked for."""
 
-    def runs(self) -> tuple[Extent, ...]:
+    def stored_runs(self) -> tuple[Extent, ...]:
         return self.extents
 
     def chunks(self, limit: int, tally: Tally | None = None) -> Iterator[Buffer]:

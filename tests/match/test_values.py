@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ckptkit.core.arrays import pack
 from ckptkit.core.dtypes import DTYPES
+from ckptkit.core.errors import CkptError
 from ckptkit.core.storage import MemoryStorage
 from ckptkit.core.tensor import Tensor
 from ckptkit.core.views import View
@@ -148,6 +149,18 @@ def test_across_dtypes_one_nan_is_as_good_as_another_and_signs_of_zero_count() -
     assert measured(np.array([-0.0], np.float32), np.array([0], np.int64)).changed == 0
 
 
+@pytest.mark.parametrize("size", [1, 40_000])
+def test_complex128_is_compared_bit_by_bit(size: int) -> None:
+    a = np.arange(size) + 1j
+    b = a.copy()
+    assert measured(a, b).changed == 0
+    b[-1] += 3 + 4j
+    assert (measured(a, b).changed, measured(a, b).max_abs) == (1, 5.0)
+    b = a.copy()
+    b[0] = complex(-0.0, 1)
+    assert (measured(a, b).changed, measured(a, b).max_abs) == (1, 0.0)
+
+
 def test_complex_numbers_lie_apart_in_the_plane() -> None:
     found = measured(np.array([3 + 4j, 1], np.complex64), np.array([0, 1], np.complex64))
     assert (found.changed, found.max_abs, found.max_rel) == (1, 5.0, 1.0)
@@ -163,6 +176,25 @@ def test_huge_and_tiny_values_neither_overflow_nor_vanish() -> None:
         found = measured(np.array([3, 0.0]) * scale, np.array([3, 4.0]) * scale)
         assert found.rms == pytest.approx(4 / math.sqrt(2) * scale)
         assert found.cosine == pytest.approx(0.6)
+
+
+def test_a_huge_and_a_tiny_tensor_have_an_angle() -> None:
+    for x, y in ((1e-300, 1.0), (1e-320, 1e300), (1e200, 1e-200), (5e-324, 5e-324)):
+        a, b = np.array([3, 4.0]), np.array([4, 3.0])
+        found = measured(a * x, b * y)
+        assert found.cosine == pytest.approx(float((a * x / x) @ (b * y / y)) / 25, rel=1e-3)
+        assert measured(a * x, -a * x).cosine == pytest.approx(-1.0)
+    mixed = np.r_[np.full(16384, 1e-250), np.full(16384, 1e-10), np.full(16384, 1e250)]
+    assert measured(mixed, mixed[::-1].copy()).cosine == pytest.approx(0, abs=1e-12)
+    assert measured(mixed, 2 * mixed).cosine == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("bad", [-1e-9, math.nan, math.inf, -math.inf])
+def test_a_tolerance_that_means_nothing_is_refused(bad: float) -> None:
+    for rtol, atol in ((bad, 0.0), (0.0, bad)):
+        with pytest.raises(CkptError) as caught:
+            Tolerance(rtol, atol)
+        assert caught.value.code == "bad-tolerance"
 
 
 @given(st.floats(0, 1), st.floats(0, 1))

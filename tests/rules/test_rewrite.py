@@ -308,3 +308,30 @@ def test_a_scale_does_not_follow_a_weight_that_is_changed() -> None:
     assert codes(both, typed(**quantised)) == []
     plain = {"a.weight": "float32", "a.weight_scale": "float32"}
     assert codes(rules, typed(**plain)) == ["rule-leftover"]
+
+
+def test_grouped_heads_are_cut_out_of_one_matrix_and_put_back(tmp_path: Path) -> None:
+    """Two groups, in each three queries, a key and a value, of width 4: as Falcon and Megatron store them."""
+    fused = np.arange(2 * 5 * 4 * 3, dtype="f4").reshape(40, 3)
+    rules = Rules.of(
+        [
+            {
+                "from": "h.{i}.qkv",
+                "to": [
+                    {"name": "l.{i}.q", "ops": [{"flatten": {"dim": 0, "sizes": ["G", "Q", "D"]}}]},
+                    {"name": "l.{i}.k", "ops": [{"flatten": {"dim": 0, "sizes": ["G", 1, "D"]}}]},
+                    {"name": "l.{i}.v", "ops": [{"flatten": {"dim": 0, "sizes": ["G", 1, "D"]}}]},
+                ],
+                "ops": [{"unflatten": {"dim": 0, "sizes": ["G", "Q+2", "D"]}}],
+                "split": {"dim": 1, "sizes": ["Q", 1, 1]},
+            }
+        ],
+        let={"G": [], "Q": [], "D": []},
+    )
+    graph = stored(tmp_path, {"h.0.qkv": fused})
+    made = rules.apply(graph, G=2, Q=3, D=4).graph
+    grouped = fused.reshape(2, 5, 4, 3)
+    assert np.array_equal(made["l.0.q"].numpy(), grouped[:, :3].reshape(24, 3))
+    assert np.array_equal(made["l.0.k"].numpy(), grouped[:, 3].reshape(8, 3))
+    back = rules.reversed().apply(made, G=2, Q=3, D=4).graph["h.0.qkv"]
+    assert np.array_equal(back.numpy(), fused)

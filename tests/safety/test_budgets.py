@@ -64,7 +64,6 @@ TRIPS: dict[str, tuple[Callable[[Path], Path], int, str]] = {
         "over-budget",
     ),
     "nesting": (bare(b"}" + b"(" * 100 + b"1" * 100), 50, "over-budget"),
-    "integer_bytes": (bare(b"}X\1\0\0\0a\x8a\x10" + bytes(16) + b"s"), 8, "over-budget"),
     "string_bytes": (bare(b"}X\1\0\0\0aX\x40\0\0\0" + b"x" * 64 + b"s"), 32, "over-budget"),
     "entries": (fixture("good/pytorch/zip-torch-1.6.pt"), 2, "over-budget"),
     "header_bytes": (fixture("good/safetensors/tied.safetensors"), 32, "header-too-large"),
@@ -76,7 +75,7 @@ TRIPS: dict[str, tuple[Callable[[Path], Path], int, str]] = {
 
 
 def test_every_budget_has_a_file() -> None:
-    assert {field.name for field in fields(Budgets)} == {*TRIPS, "unpacked_bytes"}
+    assert {field.name for field in fields(Budgets)} == {*TRIPS, "integer_bytes", "unpacked_bytes"}
 
 
 @pytest.mark.parametrize("name", TRIPS)
@@ -90,6 +89,15 @@ def test_a_file_trips_it(name: str, tmp_path: Path) -> None:
         graph = read(path, "all", budgets=replace(DEFAULT_BUDGETS, **{name: limit}))
         [tensor.tobytes() for tensor in graph.values()]
     assert refusal.value.code == code
+
+
+def test_an_integer_of_more_bytes_is_passed_over(tmp_path: Path) -> None:
+    from ckptkit.format import read
+
+    path = bare(b"}X\1\0\0\0a\x8a\x10" + b"\1" * 16 + b"s")(tmp_path)
+    for limit, value in ((16, int.from_bytes(b"\1" * 16, "little")), (15, None)):
+        graph = read(path, "all", budgets=replace(DEFAULT_BUDGETS, integer_bytes=limit))
+        assert [(leaf.path, leaf.type, leaf.value) for leaf in graph.objects] == [("a", "int", value)]
 
 
 def test_a_scan_unpacks_no_more_than_it_may(tmp_path: Path) -> None:

@@ -239,3 +239,139 @@ def test_progress_reaches_the_whole(source: Path, tmp_path: Path) -> None:
         done = [(d, total) for p, d, total in seen if p == phase]
         assert done[-1][0] == done[-1][1]
         assert done == sorted(done)
+
+
+def test_a_folder_is_replaced_only_if_it_holds_nothing_else(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    (home / "thesis").mkdir(parents=True)
+    (home / "thesis" / "a.tex").write_text("precious")
+    assert refused(source, home, overwrite=True) == "exists"
+    assert (home / "thesis" / "a.tex").read_text() == "precious"
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "notes.md").write_text("precious")
+    assert refused(source, tmp_path / "model", overwrite=True) == "exists"
+    (tmp_path / "model" / "notes.md").rename(tmp_path / "model" / "old.safetensors")
+    monkeypatch.chdir(tmp_path / "model")
+    with pytest.raises(ck.CkptError) as caught:
+        ck.convert(source, ".", overwrite=True)
+    assert caught.value.code == "exists"
+    monkeypatch.chdir(tmp_path)
+    ck.convert(source, tmp_path / "model", overwrite=True)
+    assert left(tmp_path / "model") == ["model.safetensors"]
+
+
+def test_tied_tensors_keep_their_dtype_together(tmp_path: Path, arrays: Arrays) -> None:
+    tied = tmp_path / "tied.safetensors"
+    save_file(
+        {"embed": arrays["encoder.weight"], "w": arrays["encoder.norm.weight"]}, tied, {"head": "embed"}
+    )
+    ck.convert(tied, tmp_path / "out.safetensors", dtype="bfloat16", keep_dtype=["head"])
+    graph = ck.read(tmp_path / "out.safetensors")
+    assert graph.ties() == {"head": "embed"}
+    assert {name: t.dtype.name for name, t in graph.items()} == {
+        "embed": "float32",
+        "head": "float32",
+        "w": "bfloat16",
+    }
+
+
+@pytest.mark.parametrize(
+    "options", [{"exclude": ["*.scales"]}, {"include": ["*.qweight"]}, {"include": ["l.scales"]}]
+)
+def test_parting_a_quantised_weight_from_its_scales_is_a_loss(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    source = tmp_path / "q.safetensors"
+    arrays = {
+        "l.qweight": np.zeros((4, 8), np.int32),
+        "l.qzeros": np.zeros((1, 1), np.int32),
+        "l.scales": np.ones((1, 8), np.float16),
+    }
+    save_file(arrays, source)
+    assert refused(source, tmp_path / "out.safetensors", **options) == "scales-left-out"
+    ck.convert(source, tmp_path / "out.safetensors", allow_loss=["scales-left-out"], **options)
+
+
+def test_scales_that_stand_alone_are_not_cast(tmp_path: Path) -> None:
+    source = tmp_path / "kv.safetensors"
+    save_file({"attn.k_scale": np.ones(1, np.float32), "attn.w": np.ones(3, np.float32)}, source)
+    plan = ck.plan(source, tmp_path / "out.safetensors", dtype="bfloat16")
+    assert set(plan.cast) == {"attn.w"}
+    assert [note.message for note in plan.notes if note.code == "dtype-kept"] == ["not cast: float32 ×1"]
+
+
+def test_a_sidecar_is_strict_json_and_names_what_it_cannot_hold(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs the torch extra")
+    source = tmp_path / "n.pt"
+    torch.save({"w": torch.ones(1), "lr": float("inf"), "b": b"\xff", "c": 1 + 2j, "none": None}, source)
+    ck.convert(source, tmp_path / "out.safetensors", sidecar=tmp_path / "side.json")
+
+    def strict(text: str) -> float:
+        raise AssertionError(text)
+
+    side = json.loads((tmp_path / "side.json").read_text(), parse_constant=strict)
+    assert side["objects"] == {"lr": "inf", "none": None}
+    assert side["not_held"] == {"b": "bytes", "c": "complex"}
+
+
+def test_options_that_mean_nothing_are_refused(source: Path, tmp_path: Path) -> None:
+    assert refused(source, tmp_path / "out.safetensors", allow_loss=["overflw"]) == "option-unfit"
+    assert refused(source, tmp_path / "out.safetensors", external="external") == "option-unfit"
+
+
+def test_several_losses_are_told_at_once(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs the torch extra")
+    source = tmp_path / "s.pt"
+    whole = torch.ones(4)
+    torch.save({"s": torch.eye(3).to_sparse(), "a": whole, "b": whole[:2]}, source)
+    plan = ck.plan(source, tmp_path / "out.safetensors")
+    refusal = plan.refusal()
+    assert refusal is not None
+    assert refusal.hint is not None
+    codes = {loss.code for loss in plan.losses}
+    assert codes == {"sparse-as-parts", "sharing-lost"}
+    assert all(f"--allow-loss {code}" in refusal.hint for code in codes)
+
+
+def external_model(path: Path, checksum: str | None = None) -> None:
+    onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
+    weight = onnx.numpy_helper.from_array(np.arange(1024, dtype=np.float32), "w")
+    value = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1024])
+    node = onnx.helper.make_node("Identity", ["w"], ["y"])
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [value], [weight]))
+    onnx.save(model, path, save_as_external_data=True, size_threshold=0, location=f"{path.name}.data")
+    if checksum is not None:
+        model = onnx.load(path, load_external_data=False)
+        entry = model.graph.initializer[0].external_data.add()
+        entry.key, entry.value = "checksum", checksum
+        path.write_bytes(model.SerializeToString())
+
+
+def test_verify_compares_the_checksum_that_a_model_states(tmp_path: Path) -> None:
+    import hashlib
+
+    model = tmp_path / "m.onnx"
+    external_model(model)
+    digest = hashlib.sha1((tmp_path / "m.onnx.data").read_bytes()).hexdigest()
+    (tmp_path / "m.onnx.data").unlink()
+    external_model(model, digest)
+    ck.convert(model, tmp_path / "right.safetensors", verify=True)
+    (tmp_path / "m.onnx.data").unlink()
+    external_model(model, "0" * 40)
+    with pytest.raises(ck.CkptError) as caught:
+        ck.convert(model, tmp_path / "wrong.safetensors", verify=True)
+    assert caught.value.code == "checksum-mismatch"
+    assert not (tmp_path / "wrong.safetensors").exists()
+
+
+def test_replacing_a_model_leaves_no_data_file_behind(tmp_path: Path) -> None:
+    external_model(tmp_path / "a.onnx")
+    (tmp_path / "b.onnx.data.backup").write_bytes(b"mine")
+    for _ in range(3):
+        ck.convert(tmp_path / "a.onnx", tmp_path / "b.onnx", external="external", overwrite=True)
+        assert (ck.read(tmp_path / "b.onnx")["w"].numpy() == np.arange(1024)).all()
+    data = [name for name in left(tmp_path) if name.startswith("b.onnx.")]
+    assert len(data) == 2
+    assert "b.onnx.data.backup" in data

@@ -39,7 +39,7 @@ def old(target: Path) -> list[tuple[str, bytes]]:
         target.write_bytes(b"old")
     else:
         target.mkdir()
-        (target / "old").write_bytes(b"old")
+        (target / "model.safetensors").write_bytes(b"old")
     return look(target)
 
 
@@ -76,6 +76,39 @@ def test_a_process_stopped_at_any_stage(
     leftovers = [p.name for p in tmp_path.iterdir() if p not in (source, target)]
     assert all(p.startswith(f".{name}.ckptkit-") and p.endswith(".tmp") for p in leftovers)
     assert sent == signal.SIGKILL or not leftovers
+
+
+# Runs the command; each write takes a second.
+HANGING = """
+import sys, time
+from ckptkit.core import stream
+from ckptkit.cli import main
+real = stream._pwrite
+def slow(fd, data, offset):
+    print("writing", flush=True)
+    time.sleep(1)
+    return real(fd, data, offset)
+stream._pwrite = slow
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("name", "output"), [("SIGTERM", "out.safetensors"), ("SIGHUP", "out/")])
+def test_a_command_asked_to_end_leaves_nothing(source: Path, tmp_path: Path, name: str, output: str) -> None:
+    sent = getattr(signal, name)
+    with subprocess.Popen(
+        [sys.executable, "-c", HANGING, "convert", "-q", source, tmp_path / output],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        process.send_signal(sent)
+        _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (128 + sent, "")
+    assert os.listdir(tmp_path) == ["source.safetensors"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "no-space"), (errno.EIO, "io-error")])

@@ -184,8 +184,8 @@ def test_ties_broken_and_made(tmp_path: Path) -> None:
     torch.save({"a": shared, "b": shared.clone(), "c": torch.ones(2)}, tmp_path / "free.pt")
     broken = ck.diff(tmp_path / "tied.pt", tmp_path / "free.pt")
     assert kinds(broken) == {"a": ("tie",), "b": ("tie",)}
-    assert broken.changed["b"].a == ("float32", (6,), "a")
-    assert broken.changed["b"].b == ("float32", (6,), None)
+    assert broken.changed["b"].a == ("float32", (6,), "a", "")
+    assert broken.changed["b"].b == ("float32", (6,), None, "")
     assert kinds(ck.diff(tmp_path / "free.pt", tmp_path / "tied.pt")) == {"a": ("tie",), "b": ("tie",)}
     ck.convert(tmp_path / "tied.pt", tmp_path / "tied.safetensors")
     assert ck.diff(tmp_path / "tied.pt", tmp_path / "tied.safetensors").equal
@@ -335,3 +335,80 @@ def test_an_export_to_onnx_is_explained_tensor_by_tensor(tmp_path: Path) -> None
         weights = {name for name in (*found.added, *found.removed) if name not in found.constants}
         assert weights == set(), export
         assert found.identical + len(found.renamed) >= 4, export
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ({}, {"lookup": np.arange(64, dtype=np.uint8)}),
+        ({"steps": np.array(3)}, {}),
+        ({"q": np.array([1, 2], np.int8)}, {"r": np.array([3, 4], np.int8)}),
+        ({"mask": np.array([True, False])}, {}),
+    ],
+)
+def test_small_integers_on_one_side_make_a_difference(save: Save, a: Arrays, b: Arrays) -> None:
+    weights = {"w": np.ones(3, np.float32)}
+    found = ck.diff(save("a", {**weights, **a}), save("b", {**weights, **b}))
+    assert not found.equal
+    assert (found.added, found.removed, found.constants) == (tuple(b), tuple(a), frozenset())
+
+
+def test_only_a_graph_has_constants_beside_the_weights(tmp_path: Path, save: Save) -> None:
+    onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
+    model = onnx_model()
+    shape = onnx.numpy_helper.from_array(np.array([1, -1]), "shape")
+    zero_point = onnx.numpy_helper.from_array(np.array([3], np.int8), "zero_point")
+    model.graph.initializer.append(shape)
+    onnx.save(model, tmp_path / "a.onnx")
+    weights = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    found = ck.diff(save("b", weights), tmp_path / "a.onnx")
+    assert (found.equal, found.added, found.constants) == (True, ("shape",), {"shape"})
+    found = ck.diff(tmp_path / "a.onnx", save("b", {**weights, "table": np.arange(4)}))
+    assert (found.equal, found.added, found.constants) == (False, ("table",), {"shape"})
+    model.graph.initializer.append(zero_point)
+    onnx.save(model, tmp_path / "q.onnx")
+    found = ck.diff(save("b", weights), tmp_path / "q.onnx")
+    assert (found.equal, found.constants) == (False, {"shape"})
+    found = ck.diff(tmp_path / "a.onnx", tmp_path / "q.onnx")
+    assert (found.equal, found.added, found.constants) == (False, ("zero_point",), frozenset())
+
+
+def test_a_graph_needs_no_counter_of_training_batches(tmp_path: Path, save: Save) -> None:
+    onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
+    onnx.save(onnx_model(), tmp_path / "a.onnx")
+    weights = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    counter = {"bn.num_batches_tracked": np.array(7)}
+    assert ck.diff(save("b", {**weights, **counter}), tmp_path / "a.onnx").equal
+    assert not ck.diff(save("b", {**weights, **counter}), save("c", weights)).equal
+    assert not ck.diff(save("b", {**weights, "steps": np.array(7)}), tmp_path / "a.onnx").equal
+
+
+def test_the_size_of_a_sparse_tensor_and_the_axis_of_a_quantised_one(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs the torch extra")
+    place, value = torch.tensor([[0], [1]]), torch.tensor([1.0])
+    x, scales, zeros = torch.eye(6), torch.full((6,), 0.1), torch.zeros(6, dtype=torch.long)
+    for name, size, axis in (("a", 3, 0), ("b", 40, 1)):
+        sparse = torch.sparse_coo_tensor(place, value, (size, size))
+        quantised = torch.quantize_per_channel(x, scales, zeros, axis, torch.qint8)
+        torch.save({"s": sparse, "q": quantised, "plain": x}, tmp_path / f"{name}.pt")
+    found = ck.diff(tmp_path / "a.pt", tmp_path / "b.pt")
+    assert kinds(found) == dict.fromkeys(("s.indices", "s.values", "q"), ("layout",))
+    entry = found.changed["s.values"]
+    assert entry.a
+    assert entry.b
+    assert ("3×3" in entry.a.layout, "40×40" in entry.b.layout) == (True, True)
+    assert ck.diff(tmp_path / "a.pt", tmp_path / "a.pt").equal
+    assert kinds(ck.diff(tmp_path / "a.pt", tmp_path / "b.pt", values=False)) == kinds(found)
+
+
+def test_the_size_of_a_sparse_initializer(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
+    model = onnx_model()
+    values, places = (onnx.numpy_helper.from_array(np.array([1, 2], t)) for t in (np.float32, np.int64))
+    values.name = "s"
+    model.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, places, [10]))
+    onnx.save(model, tmp_path / "a.onnx")
+    model.graph.sparse_initializer[0].dims[0] = 11
+    onnx.save(model, tmp_path / "b.onnx")
+    found = ck.diff(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    assert kinds(found) == {"s.values": ("layout",), "s.indices": ("layout",)}

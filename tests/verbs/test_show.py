@@ -55,7 +55,55 @@ def test_a_slice_is_what_numpy_gives(text: str, expected: Any) -> None:
     found = show(graph(w=W), "w", parse_slice(text))
     assert np.array_equal(found.values, expected)
     assert found.statistics is not None
-    assert found.statistics.maximum == 59  # of the whole tensor
+    assert found.statistics.maximum == (expected.max() if expected.size else None)
+
+
+@given(
+    st.permutations(range(3)),
+    st.lists(
+        st.integers(-3, 2)
+        | st.builds(slice, *[st.none() | st.integers(-6, 6)] * 2, st.sampled_from([1, 2, -1, -3])),
+        max_size=3,
+    ),
+)
+def test_a_slice_of_any_view_is_what_numpy_gives(order: list[int], index: list[Any]) -> None:
+    values = W.transpose(order)
+    strides = [n // 4 for n in values.strides]
+    tensor = view(MemoryStorage(W.tobytes(), "w"), dtype("float32"), values.shape, strides, 0)
+    found = show(TensorGraph({"w": tensor}, Origin("x.pt", "pytorch")), "w", tuple(index))
+    assert np.array_equal(found.values, values[tuple(index)])
+    assert found.values.shape == values[tuple(index)].shape
+
+
+def test_of_a_tensor_made_of_nothing_only_the_part_is_read(tmp_path: Path) -> None:
+    """Zero strides make 4 TB of 4 bytes."""
+    tensor = view(
+        MemoryStorage(np.float32(7).tobytes(), "w"), dtype("float32"), (1 << 20, 1 << 20), (0, 0), 0
+    )
+    bomb = TensorGraph({"w": tensor}, Origin("x.pt", "pytorch"))
+    part = show(bomb, "w", parse_slice("-2:,::-400000"))
+    assert part.values.tolist() == [[7.0] * 3] * 2
+    assert part.statistics is not None
+    assert part.statistics.mean == 7
+    save_npy(part, tmp_path / "part.npy")
+    for index in ((), parse_slice("::2")):
+        with pytest.raises(CkptError) as caught:
+            show(bomb, "w", index)
+        assert caught.value.code == "expands"
+
+
+def test_the_checkpoint_itself_is_not_overwritten(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    path, link = tmp_path / "x.safetensors", tmp_path / "x.npy"
+    save_file({"w": W}, path)
+    link.hardlink_to(path)
+    shown = show(ck.read(path), "w")
+    for target in (path, link):
+        with pytest.raises(CkptError) as caught:
+            save_npy(shown, target, overwrite=True)
+        assert caught.value.code == "target-is-source"
+    assert np.array_equal(ck.read(path)["w"].numpy(), W)
 
 
 @pytest.mark.parametrize("text", ["", "a", "1:2:3:4", "0,,1", "::0", "1.5", "__import__", "....", "0 1"])

@@ -19,6 +19,7 @@ from ckptkit.core.findings import Finding
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.plan import Layout, OutputFile, Piece, WriteOptions
 from ckptkit.core.tensor import Tensor
+from ckptkit.core.words import plural
 from ckptkit.format.onnx.native import Frame, Native, Stored
 from ckptkit.format.onnx.patch import Edit, patched
 from ckptkit.format.onnx.rename import rename_edits
@@ -68,7 +69,7 @@ def layout(graph: TensorGraph, name: str, options: WriteOptions) -> Layout:
         tied, first = next(iter(ties.items()))
         raise CkptError(
             "tied-tensors",
-            f"{tied!r} and {first!r} are one tensor ({len(ties)} tied names in all)",
+            f"{tied!r} and {first!r} are one tensor ({plural(len(ties), 'tied name')} in all)",
             graph.origin.path,
             "--ties keep writes it once in a data file, --ties copy writes it twice",
         )
@@ -276,7 +277,7 @@ def _lost_ties(ties: dict[str, str], places: dict[str, int]) -> tuple[Finding, .
             "ties-copied",
             "warning",
             tied,
-            f"{len(lost)} tied names are written as copies, as inline weights share nothing ({tied} = {first})",
+            f"inline weights share nothing: {plural(len(lost), 'copy', 'copies')} of tied tensors ({tied} = {first})",
             "--onnx-data external keeps the sharing, --ties copy accepts the copies",
         ),
     )

@@ -19,6 +19,7 @@ from ckptkit.core.errors import CkptError
 from ckptkit.core.files import File
 from ckptkit.core.findings import Finding
 from ckptkit.core.storage import FileStorage, InflatedStorage
+from ckptkit.core.words import plural
 from ckptkit.format.pytorch.source import Span
 from ckptkit.format.pytorch.zipfile_directory import DEFLATED, Entry, read_directory
 
@@ -101,7 +102,7 @@ def open_archive(span: Span, budgets: Budgets) -> Archive:
         other = next(name for name in directory.entries if not name.startswith(root))
         count = len(directory.entries) - len(below)
         findings.append(
-            _odd("zip-root", f"{count} members lie outside the folder {root!r}, such as {other!r}")
+            _odd("zip-root", f"outside the folder {root!r}: {plural(count, 'member')}, such as {other!r}")
         )
     if not directory.checksums:
         findings.append(

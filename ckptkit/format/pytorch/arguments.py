@@ -10,8 +10,9 @@ from typing import Any
 
 from ckptkit.core.budgets import Budgets
 from ckptkit.core.errors import CkptError
-from ckptkit.format.pytorch.nodes import decode
+from ckptkit.format.pytorch.nodes import Value, decode
 
+_HUGE = Value("int", None)  # an integer of more bytes than the budget
 LINE = 4_096  # bytes of one line of text: a module, a class, a number
 
 
@@ -24,12 +25,12 @@ class Arguments:
         self.data = data
         self.budgets = budgets
 
-    def line(self, i: int) -> tuple[str, int]:
-        end = self.data.find(b"\n", i, i + LINE)
+    def line(self, i: int, longest: int = LINE) -> tuple[str, int]:
+        end = self.data.find(b"\n", i, i + longest)
         if end < 0:
-            if len(self.data) - i < LINE:
+            if len(self.data) - i < longest:
                 raise truncated()
-            raise budget(f"holds a line of more than {LINE} bytes")
+            raise budget(f"holds a line of more than {longest} bytes")
         return str(self.data[i:end], "utf-8"), end + 1
 
     def index(self, text: str) -> int:
@@ -37,27 +38,27 @@ class Arguments:
             raise invalid("a memo index is not a number")
         return int(text)
 
-    def integer(self, i: int, n: int) -> int:
-        """A little-endian two's complement number of `n` bytes."""
-        if n > self.budgets.integer_bytes:
-            raise budget(f"holds an integer of {n} bytes")
+    def integer(self, i: int, n: int) -> "int | Value":
+        """A little-endian two's complement number of `n` bytes; a longer one than the budget is not worked out."""
         if i + n > len(self.data):
             raise truncated()
+        if n > self.budgets.integer_bytes:
+            return _HUGE
         return int.from_bytes(self.data[i : i + n], "little", signed=True)
 
-    def decimal(self, i: int) -> tuple[int | bool, int]:
+    def decimal(self, i: int) -> "tuple[int | bool | Value, int]":
         """INT or LONG: a line of digits; 00 and 01 are False and True."""
-        text, i = self.line(i)
+        text, i = self.line(i, self.budgets.string_bytes)
         digits = text.removesuffix("L")
-        if len(digits) > self.budgets.integer_bytes * 5 // 2:
-            raise budget(f"holds an integer of {len(digits)} digits")
         if text in ("00", "01"):
             return text == "01", i
         if not digits.removeprefix("-").isdecimal() or not digits.isascii():
             raise invalid("an integer is not made of digits")
+        if len(digits) > self.budgets.integer_bytes * 5 // 2:
+            return _HUGE, i
         return int(digits), i
 
-    def long4(self, i: int) -> tuple[int, int]:
+    def long4(self, i: int) -> "tuple[int | Value, int]":
         n = int.from_bytes(self.data[i : i + 4], "little", signed=True)
         if n < 0:
             raise invalid("an integer has a negative length")

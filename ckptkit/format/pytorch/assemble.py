@@ -24,8 +24,10 @@ from ckptkit.core.tensor import Tensor
 from ckptkit.format.pytorch import sections
 from ckptkit.format.pytorch.globals import SCALARS, entries
 from ckptkit.format.pytorch.rebuild import Rebuilder
+from ckptkit.format.pytorch.refs import shortened
 from ckptkit.format.pytorch.tree import LONE, METADATA, VERSIONS, Branch, Tree, flatten, flatten_attributes
 
+_NAMED = 3  # names that a note lists
 _INNER = 100  # values of one module's metadata that are looked at; torch writes one
 
 
@@ -74,7 +76,7 @@ def _select(tree: Tree, options: ReadOptions) -> Assembly:
         raise sections.ambiguous(candidates)
     everything = wanted == "all" or (wanted is None and bool(candidates))
     shown = sections.listed(tree, chosen, candidates)
-    notes = list(tree.findings)
+    notes: list[Finding] = []
     if everything:
         prefix, pairs = "", [*zip(tree.names, tree.tensors, strict=True), *tree.apart]
         if wanted is None:
@@ -89,15 +91,41 @@ def _select(tree: Tree, options: ReadOptions) -> Assembly:
     tensors = dict(pairs)
     if len(tensors) != len(pairs):
         raise _collision(pairs)
+    notes += _absent(tree, prefix, everything)
     leaves = tree.leaves
     if tree.apart and not everything:
         stored = {tensor.storage for tensor in tensors.values()}
+        apart = [(name, tensor) for name, tensor in tree.apart if tensor.storage not in stored]
         leaves = leaves + [
-            Leaf(name, f"{tensor.dtype}[{','.join(map(str, tensor.shape))}]")
-            for name, tensor in tree.apart
-            if tensor.storage not in stored
+            Leaf(name, f"{tensor.dtype}[{','.join(map(str, tensor.shape))}]") for name, tensor in apart
         ]
+        notes += _apart([name for name, _ in apart])
     return Assembly(tensors, prefix, shown, tuple(leaves), _metadata(tree, prefix), tuple(notes))
+
+
+def _absent(tree: Tree, prefix: str, everything: bool) -> list[Finding]:
+    """Tensors without data that belong to what was selected: no writer can carry them."""
+    below = f"{prefix}." if prefix else ""
+    found = [
+        (path, what)
+        for path, what, apart in tree.absent
+        if everything or ((path == prefix or path.startswith(below)) and not apart)
+    ]
+    if not found:
+        return []
+    path, what = found[0]
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return [Finding("tensor-absent", "warning", path, f"{what} was saved without data{more}")]
+
+
+def _apart(names: list[str]) -> list[Finding]:
+    """Tensors that are no part of a state dict: attributes, buffers that do not persist, constants of code."""
+    if not names:
+        return []
+    what = "a tensor stands" if len(names) == 1 else f"{len(names)} tensors stand"
+    some = ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
+    message = f"{what} outside the state dict: {some}"
+    return [Finding("tensors-outside", "note", names[0], message, "--section all reads everything")]
 
 
 def _within(tree: Tree, branch: Branch) -> list[tuple[str, Tensor]]:
@@ -133,7 +161,9 @@ def _below(tree: Tree, section: str) -> list[tuple[str, Tensor]]:
 def _collision(pairs: list[tuple[str, Tensor]]) -> CkptError:
     counts = Counter(name for name, _ in pairs)
     twice = next(name for name, count in counts.items() if count > 1)
-    return CkptError("name-collision", "two tensors of the checkpoint have the same dotted name", twice[:200])
+    return CkptError(
+        "name-collision", "two tensors of the checkpoint have the same dotted name", shortened(twice)
+    )
 
 
 def _metadata(tree: Tree, prefix: str) -> dict[str, str]:

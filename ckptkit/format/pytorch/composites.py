@@ -23,6 +23,8 @@ _SPARSE = {
     "torch.sparse_bsc": ("ccol_indices", "row_indices", "values"),
 }
 
+_SCRIPTED_LAYOUTS = {1: "torch.sparse_coo", 2: "torch.sparse_csr"}  # numbers of c10::Layout
+
 
 def quantized(rebuilder: "Rebuilder", obj: Object) -> Parts:
     args = obj.args
@@ -64,8 +66,13 @@ def quantized(rebuilder: "Rebuilder", obj: Object) -> Parts:
 
 
 def sparse(rebuilder: "Rebuilder", obj: Object) -> Parts:
-    layout = text(obj.args[0]) if len(obj.args) == 2 else None
-    data = obj.args[1] if layout else None
+    args = obj.args
+    if args and type(args[0]) is int:  # TorchScript
+        layout = _SCRIPTED_LAYOUTS.get(args[0])
+        data: object = (*args[3:-1], *args[1:2])
+    else:
+        layout = text(args[0]) if len(args) == 2 else None
+        data = args[1] if layout else None
     names = _SPARSE.get(layout or "")
     if names is None or type(data) is not tuple or not len(names) < len(data) <= 4:
         raise wrong_arguments(obj)

@@ -6,19 +6,12 @@ What is not in this table, nor in `ckptkit.format.pytorch.rebuild`, stays an opa
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptkit.format.pytorch.arrays import scalar
-from ckptkit.format.pytorch.nodes import Dict, Global, Object, Set
+from ckptkit.format.pytorch.nodes import Dict, Global, Object, Set, Value, untagged
 
 SCALARS = frozenset({str, int, float, bool, type(None)})
-
-
-class Value(NamedTuple):
-    """A plain value with the type name that the file gives it; `value` is None where JSON has no such value."""
-
-    type: str
-    value: Any
 
 
 def simplify(obj: Object) -> object:
@@ -54,6 +47,7 @@ def attributes(obj: Object) -> Dict:
 
 def entries(node: object, most: int | None = None) -> dict[str, Any] | None:
     """A dict by its text keys; None for anything else, and for one of more than `most` entries."""
+    node = untagged(node)
     if type(node) is Object and is_mapping(node) and not (most and len(node.pairs or ()) > 2 * most):
         node = simplify(node)
     if type(node) is not Dict or (most is not None and len(node) > 2 * most):
@@ -187,6 +181,7 @@ _TABLE: dict[tuple[str, str], Callable[[Object], object]] = {
     ("numpy.core.multiarray", "scalar"): _scalar,
     ("numpy._core.multiarray", "scalar"): _scalar,
     ("__builtin__", "xrange"): _range,
+    ("torch.jit._pickle", "restore_type_tag"): untagged,
 }
 _TABLE |= dict.fromkeys(_MAPPINGS, _mapping)
 for _module in _BUILTINS:

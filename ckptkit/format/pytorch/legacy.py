@@ -16,6 +16,7 @@ agree; torch itself leaves a storage that is used but not listed uninitialised. 
 from ckptkit.core.budgets import Budgets
 from ckptkit.core.errors import CkptError
 from ckptkit.core.findings import Finding
+from ckptkit.core.words import plural
 from ckptkit.format.pytorch.content import Content
 from ckptkit.format.pytorch.nodes import Dict
 from ckptkit.format.pytorch.refs import StorageRef, storage_id
@@ -133,7 +134,7 @@ class Storages:
         if missing:
             raise CkptError(
                 "storage-missing",
-                f"{len(missing)} storages are used but not in the file, such as {min(missing)!r}",
+                f"the file lacks {plural(len(missing), 'storage')} that tensors use, such as {min(missing)!r}",
                 source.where,
             )
         return at

@@ -157,6 +157,13 @@ class _Machine:
                         push(i32(data, i)[0])
                         i += 4
                         continue
+                    if op == 0x61:  # APPEND
+                        second = pop()
+                        if type(stack[-1]) is list:
+                            stack[-1].append(second)
+                        else:
+                            _add_items(stack[-1], [second], list)
+                        continue
                 elif op < 0x75:
                     if op == 0x72 or op == 0x71:  # LONG_BINPUT, BINPUT
                         if op == 0x72:
@@ -259,14 +266,11 @@ class _Machine:
                     if room < 0:
                         raise too_many()
                     push(Dict() if op == 0x7D else [] if op == 0x5D else Set())
-                elif op == 0x61 or op == 0x65 or op == 0x90:  # APPEND, APPENDS, ADDITEMS
-                    if op == 0x61:
-                        items = [pop()]
-                    else:
-                        items = stack
-                        stack = outer.pop()
-                        push = stack.append
-                        pop = stack.pop
+                elif op == 0x65 or op == 0x90:  # APPENDS, ADDITEMS
+                    items = stack
+                    stack = outer.pop()
+                    push = stack.append
+                    pop = stack.pop
                     _add_items(stack[-1], items, Set if op == 0x90 else list)
                 elif op == 0x47:  # BINFLOAT
                     push(_f64(data, i)[0])
@@ -349,7 +353,10 @@ class _Machine:
                 elif op == 0x50:  # PERSID
                     text, i = arguments.line(i)
                     push(persistent(text))
-                elif op == 0x32:  # DUP
+                elif op == 0x32:  # DUP: no pickler writes it, so it counts as an object
+                    room -= 1
+                    if room < 0:
+                        raise too_many()
                     push(stack[-1])
                 elif op in LITERALS:
                     value, i = LITERALS[op](arguments, i)

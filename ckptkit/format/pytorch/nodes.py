@@ -1,7 +1,7 @@
 """What the pickle machine makes of a stream, besides plain values: names, calls, dicts, sets."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 UNKNOWN = object()  # nothing worked out yet
 
@@ -79,11 +79,26 @@ class Set(list[Any]):
     __slots__ = ()
 
 
+class Value(NamedTuple):
+    """A plain value with the type name that the file gives it; `value` is None where JSON has no such value."""
+
+    type: str
+    value: Any
+
+
 class Text(str):
     """A Python-2 byte string that is not ASCII, decoded; `raw` is what was stored."""
 
     __slots__ = ("raw",)
     raw: bytes
+
+
+_TAGGED = ("torch.jit._pickle", "restore_type_tag")
+
+
+def untagged(node: Any) -> Any:
+    """The container within TorchScript's `restore_type_tag(container, 'Dict[str, bool]')`; else the node."""
+    return node.args[0] if type(node) is Object and node.name == _TAGGED and len(node.args) == 2 else node
 
 
 def decode(raw: bytes) -> str:

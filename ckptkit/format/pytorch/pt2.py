@@ -20,6 +20,7 @@ from typing import Any
 
 from ckptkit.core.dtypes import DTYPES, DType
 from ckptkit.core.errors import CkptError
+from ckptkit.core.escaping import shell_word
 from ckptkit.core.findings import Finding
 from ckptkit.core.graph import Section
 from ckptkit.core.options import ReadOptions
@@ -114,7 +115,7 @@ def select(parts: dict[str, dict[str, Tensor]], options: ReadOptions) -> Assembl
         wanted = weights[0]
     elif wanted is None and len(weights) > 1:
         names = ", ".join(weights[:5])
-        choices = "\n".join(f"--section {name}" for name in [*weights[:20], "all"])
+        choices = "\n".join(f"--section {shell_word(name)}" for name in [*weights[:20], "all"])
         error = CkptError("ambiguous-section", f"the archive holds several models: {names}", None, choices)
         if options.ambiguous != "all":
             raise error

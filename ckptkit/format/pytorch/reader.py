@@ -18,10 +18,12 @@ from ckptkit.core.findings import Finding
 from ckptkit.core.graph import Origin, TensorGraph
 from ckptkit.core.options import ReadOptions
 from ckptkit.core.tensor import Tensor
+from ckptkit.core.words import plural
 from ckptkit.format.pytorch.archive import OLD_EXPORT, Archive, open_archive
 from ckptkit.format.pytorch.assemble import Assembly, assemble, assemble_attributes
 from ckptkit.format.pytorch.content import Content, classes_not_run
 from ckptkit.format.pytorch.legacy import is_legacy, read_legacy
+from ckptkit.format.pytorch.refs import shortened
 from ckptkit.format.pytorch.source import Held, Pickles, Source, Span
 from ckptkit.format.pytorch.zipped import ZipStorages, describe, load_member, promised_size, read_zipped
 
@@ -30,15 +32,17 @@ _LIGHTNING = "pytorch-lightning_version"
 
 
 def read(path: str, options: ReadOptions) -> TensorGraph:
-    """The tensor graph of one file. Raises CkptError; the file is named in it."""
+    """The tensor graph of one file. Raises CkptError, whose `where` begins with the file."""
     file = File.at(path)
     try:
         with file.open() as reader:
             return _read(Span.whole(reader), options)
     except CkptError as error:
-        if error.where is None:
-            raise CkptError(error.code, error.message, path, error.hint) from None
-        raise
+        inner = None if error.where is None else str(error.where)
+        if inner is not None and inner.startswith(path):
+            raise
+        where = f"{path}: {shortened(inner)}" if inner else path
+        raise CkptError(error.code, error.message, where, error.hint) from None
 
 
 def _read(span: Span, options: ReadOptions) -> TensorGraph:
@@ -125,7 +129,7 @@ def _exported(archive: Archive, options: ReadOptions) -> TensorGraph:
     era = "torch 2.1 to 2.7" if old else "torch 2.8 or newer"
     findings = list(archive.findings)
     if left:
-        text = f"{len(left)} constants are objects, not tensors, such as {left[0]!r}"
+        text = f"{plural(len(left), 'constant')} of the program: objects, not tensors, such as {left[0]!r}"
         findings.append(Finding("objects-left-out", "note", "", text))
     folders = (f"data/{pt2.WEIGHTS}/", f"data/{pt2.CONSTANTS}/")
     stored = sum(archive.entries[name].size for folder in folders for name in archive.below(folder))

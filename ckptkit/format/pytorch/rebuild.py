@@ -11,6 +11,8 @@ length counts elements of the class, or bytes for an untyped one. Legacy streams
     _rebuild_qtensor(…, (scheme, scale, zero point[, axis]), requires_grad, hooks)   w, w.scale, w.zero_point
     _rebuild_sparse_tensor(layout, (indices, values, size[, coalesced]) or
                            (compressed, plain, values, size))                        w.indices, w.values, …
+        of TorchScript: (1, size, requires_grad, indices, values, hooks) or
+                        (2, size, requires_grad, compressed, plain, values, hooks)
     _rebuild_nested_tensor(values, sizes, strides, offsets), _rebuild_njt            w.values, w.offsets, …
     _rebuild_parameter[_with_state](tensor, requires_grad, hooks[, state])           the tensor
     _rebuild_device_tensor_from_numpy / _from_cpu_tensor(data, dtype, device, …)     the data
@@ -152,7 +154,7 @@ class Rebuilder:
             strides = (1,)
         elif dtype.name == "float4_e2m1fn":
             shape, strides, start = pairs(shape, strides, start)
-        bits = flags(metadata) if metadata else {}
+        bits = {} if metadata is None else flags(metadata)
         if ref.swap and dtype.parts > 1:
             bits["swap"] = True
         return view(storage, dtype, shape, strides, start, kind=kind, **bits)
@@ -170,9 +172,10 @@ class Rebuilder:
         if type(ref) is not StorageRef:
             ref = self.ref(ref)
         metadata = args[6] if len(args) > 6 else None
-        if metadata is None and not ref.swap and ref.storage is not None and ref.dtype is not None:
-            return view(ref.storage, ref.dtype, shape, strides, start, kind=kind)
-        return self.view(ref, ref.dtype or DTYPES["uint8"], shape, strides, start, metadata, kind)
+        dtype = ref.dtype
+        if metadata is None and not ref.swap and ref.storage is not None and dtype and dtype.bits >= 8:
+            return view(ref.storage, dtype, shape, strides, start, kind=kind)
+        return self.view(ref, dtype or DTYPES["uint8"], shape, strides, start, metadata, kind)
 
     def tensor_v3(self, obj: Object, kind: str = "") -> Tensor:
         args = obj.args

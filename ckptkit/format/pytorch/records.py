@@ -5,7 +5,7 @@ from typing import Any
 
 from ckptkit.core.errors import CkptError
 from ckptkit.core.tensor import Tensor
-from ckptkit.format.pytorch.nodes import Dict, Global, Object
+from ckptkit.format.pytorch.nodes import Dict, Global, Object, untagged
 from ckptkit.format.pytorch.refs import invalid, short
 
 RANK = 100  # dimensions of a tensor; torch's own kernels stop at 64
@@ -58,13 +58,15 @@ def pairs(shape: Any, strides: Any, start: Any) -> tuple[tuple[int, ...], tuple[
 
 
 def flags(metadata: object) -> dict[str, Any]:
-    """The lazy bits of a tensor: {'conj': True}, {'neg': True}."""
+    """The lazy bits of a tensor: {'conj': True}, {'neg': True}. Raises CkptError for any other metadata."""
     flags = {}
-    for key, value in attributes_of(metadata).items():
-        if key not in {"conj", "neg"} or type(value) is not bool:
-            raise invalid(f"a tensor carries the unknown bit {key[:40]!r}")
-        if value:
-            flags[key] = True
+    metadata = untagged(metadata)
+    if type(metadata) is not Dict:
+        raise invalid("the metadata of a tensor is no dict")
+    for key, value in metadata.entries():
+        if not isinstance(key, str) or key not in {"conj", "neg"} or type(value) is not bool:
+            raise invalid(f"a tensor carries the unknown bit {short(key)[:40]!r}")
+        flags[key] = value
     return flags
 
 

@@ -48,7 +48,18 @@ class StorageId(NamedTuple):
 # Storage classes by the modules that ever defined them.
 _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage", "torch.xpu", "torch.mps")
 _MOST = 1 << 63
+_SHOWN = 100  # characters of a path within a file
 _UNTYPED = {"UntypedStorage", "_UntypedStorage"}
+
+# TorchScript names a storage after its element type in C++, also where Python has no class of that name.
+_SCRIPTED = {
+    "ComplexHalf": "complex32", "UInt16": "uint16", "UInt32": "uint32", "UInt64": "uint64",
+    "Float8_e4m3fn": "float8_e4m3fn", "Float8_e4m3fnuz": "float8_e4m3fnuz", "Float8_e5m2": "float8_e5m2",
+    "Float8_e5m2fnuz": "float8_e5m2fnuz", "Float8_e8m0fnu": "float8_e8m0fnu",
+    "Float4_e2m1fn_x2": "float4_e2m1fn_x2",
+    "Bits1x8": "bits1x8", "Bits2x4": "bits2x4", "Bits4x2": "bits4x2", "Bits8": "bits8", "Bits16": "bits16",
+}  # fmt: skip
+_CLASSES = BY_STORAGE | {name: BY_TORCH[dtype] for name, dtype in _SCRIPTED.items()}
 
 
 def storage_dtype(cls: object) -> DType | None:
@@ -68,7 +79,7 @@ def _element(cls: Global) -> object:
     if cls.name in _UNTYPED:
         return None
     name = cls.name.removesuffix("Storage")
-    return UNKNOWN if name == cls.name else BY_STORAGE.get(name, UNKNOWN)
+    return UNKNOWN if name == cls.name else _CLASSES.get(name, UNKNOWN)
 
 
 def storage_id(pid: object) -> StorageId:
@@ -109,6 +120,11 @@ def torch_dtype(value: object) -> DType:
 
 def short(value: object) -> str:
     return str(value)[:100] if type(value) is Global or isinstance(value, str) else type(value).__name__
+
+
+def shortened(path: str) -> str:
+    """A path within a file that fits on a line; its beginning and its end are kept."""
+    return path if len(path) <= _SHOWN else f"{path[: _SHOWN // 2]}…{path[1 - _SHOWN // 2 :]}"
 
 
 def invalid(message: str) -> CkptError:

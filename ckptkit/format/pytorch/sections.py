@@ -7,9 +7,9 @@ else. An averaged copy (EMA, SWA) is the weights only if there are no others. Mo
 """
 
 import re
-import shlex
 
 from ckptkit.core.errors import CkptError
+from ckptkit.core.escaping import shell_word
 from ckptkit.core.findings import Finding
 from ckptkit.core.graph import Section
 from ckptkit.format.pytorch.tree import Branch, Tree
@@ -104,7 +104,7 @@ def listed(tree: Tree, chosen: Branch, candidates: tuple[Branch, ...]) -> tuple[
 def ambiguous(candidates: tuple[Branch, ...]) -> CkptError:
     """Says what the candidates are, with one ready option for each."""
     names = [branch.path for branch in candidates]
-    choices = "\n".join(f"--section {shlex.quote(name)}" for name in (*names[:20], "all"))
+    choices = "\n".join(f"--section {shell_word(name)}" for name in (*names[:20], "all"))
     some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return CkptError("ambiguous-section", f"{len(names)} parts look like weights: {some}", None, choices)
 
@@ -126,7 +126,7 @@ def findings(tree: Tree, chosen: Branch, shown: tuple[Section, ...]) -> list[Fin
             "note",
             section.name,
             "an averaged copy of the weights stands beside them",
-            f"--section {shlex.quote(section.name)} reads it",
+            f"--section {shell_word(section.name)} reads it",
         )
         for section in averaged
     ]

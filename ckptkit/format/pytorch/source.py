@@ -11,6 +11,7 @@ from ckptkit.core.storage import FileStorage, MemoryStorage, Storage
 from ckptkit.format.pytorch.machine import Unpickled, load
 
 _WINDOW = 64 << 10
+_NEAR = 64 << 20  # bytes that may be read at once though a pickle may need but a sixteenth of them
 
 
 class Source(Protocol):
@@ -83,8 +84,9 @@ class Held:
 class Pickles:
     """Reads pickles that stand at known places of a source but end where they say.
 
-    A window of the source is kept and grows fourfold while a pickle passes its end, so the parts before and
-    behind it are hardly read and a stream costs a third more than if its length were known.
+    A window of the source is kept and grows fourfold while a pickle passes its end, or to the end of the source
+    where that is not much farther; so the parts before and behind it are hardly read and a stream costs a third more
+    than if its length were known.
     """
 
     def __init__(self, source: Source, budgets: Budgets) -> None:
@@ -109,6 +111,8 @@ class Pickles:
                 if end - at > self.budgets.pickle_bytes:
                     raise CkptError("over-budget", "a pickle does not end", self.source.where) from None
                 want = max(want, end - at) * 4
+                if size - at <= min(want * 4, _NEAR):
+                    want = size - at
                 self._move(at, want)
             else:
                 return found._replace(end=self.base + found.end)

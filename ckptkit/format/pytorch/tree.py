@@ -15,15 +15,16 @@ from typing import Any, Literal
 
 from ckptkit.core.budgets import Budgets
 from ckptkit.core.errors import CkptError
-from ckptkit.core.findings import Finding
 from ckptkit.core.graph import Leaf
 from ckptkit.core.tensor import Tensor
-from ckptkit.format.pytorch.globals import SCALARS, Opaque, Value, attributes, simplify
-from ckptkit.format.pytorch.modules import PARTS, members
-from ckptkit.format.pytorch.nodes import Dict, Global, Object, Set
+from ckptkit.format.pytorch.composites import number
+from ckptkit.format.pytorch.globals import SCALARS, Opaque, attributes, simplify
+from ckptkit.format.pytorch.modules import PARTS
+from ckptkit.format.pytorch.nodes import Dict, Global, Object, Set, Value
+from ckptkit.format.pytorch.packed import Number, convolution, is_packed, module_members
 from ckptkit.format.pytorch.rebuild import Rebuilder
-from ckptkit.format.pytorch.records import Absent, Rebuilt
-from ckptkit.format.pytorch.refs import StorageRef
+from ckptkit.format.pytorch.records import Absent, Rebuilt, noted
+from ckptkit.format.pytorch.refs import StorageRef, shortened
 
 VERSIONS = "_metadata"  # attribute of a state dict: {prefix: {"version": n}}
 METADATA = "ckptkit_metadata"  # attribute of a state dict written by ckptkit: other metadata, str to str
@@ -60,14 +61,15 @@ class Branch:
 
 @dataclass(slots=True, eq=False)
 class Tree:
-    """What was found: tensors by full dotted path in order, those apart from any state dict, other leaves."""
+    """What was found: tensors by full dotted path in order, those apart from any state dict, those without data,
+    other leaves."""
 
     root: Branch
     names: list[str] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
     apart: list[tuple[str, Tensor]] = field(default_factory=list)
     leaves: list[Leaf] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
+    absent: list[tuple[str, str, bool]] = field(default_factory=list)  # path, what it is, whether apart
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)  # metadata of state dicts, by path
 
 
@@ -81,6 +83,7 @@ class _Frame:
     branch: Branch | None
     apart: bool
     kind: str  # of plain tensors directly in it
+    packed: bool  # whether an object of C++ is around it
 
 
 def flatten(value: object, rebuilder: Rebuilder, budgets: Budgets) -> Tree:
@@ -137,7 +140,7 @@ class _Walk:
         except CkptError as error:
             if error.where is not None or not self.path:
                 raise
-            raise CkptError(error.code, error.message, self.path[:200], error.hint) from None
+            raise CkptError(error.code, error.message, shortened(self.path), error.hint) from None
         self.tree.root.stop = len(self.tree.names)
 
     def drain(self) -> None:
@@ -150,6 +153,7 @@ class _Walk:
             prefix = frame.prefix
             apart = frame.apart
             kind = frame.kind
+            usual = not apart and not frame.packed
             handler_of = self.rebuilder.handler
             plain = Rebuilder.tensor
             build = self.rebuilder.tensor
@@ -160,7 +164,7 @@ class _Walk:
                 self.room -= len(path)
                 if self.room < 0:
                     raise CkptError("over-budget", "the names of what the file holds are too long")
-                if type(child) is Object and not apart and handler_of(child.cls) is plain:
+                if type(child) is Object and usual and handler_of(child.cls) is plain:
                     tensors.append(build(child, kind))
                     names.append(path)
                     direct += 1
@@ -201,6 +205,8 @@ class _Walk:
             self.container(path, node, id(node), branch, apart)
         elif kind is StorageRef:
             self.put(path, self.rebuilder.storage(node), apart)
+        elif kind is Number:
+            self.put(path, number(self.rebuilder, node.value, node.dtype), apart)
         else:
             self.leaf(path, node)
 
@@ -288,9 +294,10 @@ class _Walk:
             self.container(path, inner, id(obj), branch, apart)
         elif inner is None or not plain:
             self.charge(*(state.get(part) for part in PARTS))
-            found = members(state)
+            found = convolution(obj) or module_members(obj, state)
             if found is None:
-                self.start(_parts(obj), path, id(obj), branch, apart, "mapping" if obj.pairs else "object")
+                kind: Kind = "mapping" if obj.pairs else "object"
+                self.start(_parts(obj), path, id(obj), branch, apart, kind, packed=is_packed(obj))
                 return
             self.start([(m.name, m.value) for m in found if not m.kind], path, -id(obj), None, apart=True)
             self.start([(m.name, m.value) for m in found if m.kind], path, id(obj), branch, apart, "module")
@@ -305,6 +312,7 @@ class _Walk:
         kind: Kind = "mapping",
         keys: Iterable[object] = (),
         root: bool = False,
+        packed: bool = False,
     ) -> None:
         if identity in self.on_path:
             self.tree.leaves.append(Leaf(path, "cycle"))
@@ -317,7 +325,8 @@ class _Walk:
             made = self.branch(path, branch, kind, keys)
         prefix = f"{path}." if path else ""
         tensors = "buffer" if kind == "module" else ""  # parameters say themselves that they are
-        self.stack.append(_Frame(iter(children), prefix, identity, made, apart, tensors))
+        packed = packed or (bool(self.stack) and self.stack[-1].packed)
+        self.stack.append(_Frame(iter(children), prefix, identity, made, apart, tensors, packed))
 
     def branch(self, path: str, parent: Branch | None, kind: Kind, keys: Iterable[object]) -> Branch:
         if not path:
@@ -337,9 +346,7 @@ class _Walk:
         elif isinstance(found, Absent):
             shape = "" if found.shape is None else f" of shape {list(found.shape)}"
             self.tree.leaves.append(Leaf(path, found.type))
-            self.tree.findings.append(
-                Finding("tensor-absent", "warning", path, f"{found.type}{shape} was saved without data")
-            )
+            self.tree.absent.append((path, f"{found.type}{shape}", apart))
         elif found is not None:
             for suffix, tensor in found.tensors:
                 self.put(f"{path}.{suffix}" if path and suffix else path or suffix, tensor, apart)
@@ -349,6 +356,8 @@ class _Walk:
 
     def put(self, path: str, tensor: Tensor, apart: bool) -> None:
         path = path or LONE
+        if self.stack and self.stack[-1].packed:
+            tensor = noted(tensor, "part of an object of C++", "packed-as-parts")
         if apart:
             self.tree.apart.append((path, tensor))
         else:

@@ -107,9 +107,10 @@ def _stored_dtype(name: str, tensor: Tensor) -> DType:
     if dtype.torch is None or dtype.kind == "quantized":
         raise CkptError(
             "dtype-unsupported",
-            f"torch cannot save tensors of {dtype}",
+            f"a .pt of plain tensors cannot hold {dtype}",
             name,
-            "leave it out with --exclude",
+            "leave it out with --exclude"
+            + (", or dequantize it in torch first" if dtype.kind == "quantized" else ""),
         )
     return dtype
 

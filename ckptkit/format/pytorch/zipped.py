@@ -13,6 +13,7 @@ from ckptkit.core.dtypes import DType
 from ckptkit.core.errors import CkptError
 from ckptkit.core.findings import Finding
 from ckptkit.core.storage import FileStorage, Storage
+from ckptkit.core.words import plural
 from ckptkit.format.pytorch.archive import Archive
 from ckptkit.format.pytorch.content import Content
 from ckptkit.format.pytorch.legacy import conflict
@@ -148,8 +149,8 @@ def describe(
                 "zip-deflated",
                 "warning",
                 "",
-                f"{len(deflated)} storages are deflated, such as {deflated[0]!r}: the archive was packed again, "
-                "and torch.load(mmap=True) reads wrong numbers from it",
+                f"the archive was packed again, with {plural(len(deflated), 'storage')} deflated, such as "
+                f"{deflated[0]!r}, and torch.load(mmap=True) reads wrong numbers from it",
                 "`ckptkit convert` to a new .pt mends it",
             )
         )

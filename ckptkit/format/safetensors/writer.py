@@ -22,6 +22,7 @@ from ckptkit.core.findings import Finding
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.plan import Layout, OutputFile, Piece, WriteOptions
 from ckptkit.core.tensor import Tensor
+from ckptkit.core.words import plural
 from ckptkit.format.safetensors.header import METADATA, PREFIX
 from ckptkit.format.sharding import index, shard_names, split
 from ckptkit.format.sharing import sharing_losses, structure_losses
@@ -37,6 +38,7 @@ _RANK = {name: rank for rank, name in enumerate(_ORDER)}
 # Quantised integers whose bytes are those of a plain integer: what is lost is the word "quantised".
 _AS_INTEGERS = {dtype("qint32"): "I32", dtype("qint8"): "I8", dtype("quint8"): "U8"}
 _CURES = {
+    "quantized": "leave it out with --exclude, or dequantize it in torch first",
     "complex": "leave it out with --exclude, or split it into real and imaginary parts first",
     "string": "leave it out with --exclude",
 }
@@ -69,7 +71,7 @@ def layout(graph: TensorGraph, name: str, options: WriteOptions) -> Layout:
                 "ties-in-metadata",
                 "note",
                 dropped,
-                f"{len(plan.ties)} tied names are recorded in the metadata, their bytes written once "
+                f"tied tensors are written once, and {plural(len(plan.ties), 'other name')} in the metadata "
                 f"({dropped} = {kept})",
             )
         )
@@ -88,7 +90,7 @@ def _plan(graph: TensorGraph, options: WriteOptions) -> _Plan:
         dropped, kept = next(iter(ties.items()))
         raise CkptError(
             "tied-tensors",
-            f"{dropped!r} and {kept!r} are one tensor ({len(ties)} tied names in all)",
+            f"{dropped!r} and {kept!r} are one tensor ({plural(len(ties), 'tied name')} in all)",
             graph.origin.path,
             "--ties keep writes it once and records the other name; --ties copy writes it twice",
         )
@@ -110,7 +112,9 @@ def _losses(graph: TensorGraph) -> tuple[Finding, ...]:
     if wrong:
         found = graph[wrong[0]].dtype
         more = f", and {len(wrong) - 1} more tensors like it" if len(wrong) > 1 else ""
-        hint = _CURES.get(found.kind, "leave it out with --exclude, or write a .pt")
+        hint = _CURES.get(found.kind, "leave it out with --exclude")
+        if found.kind == "bits":
+            hint += ", or write a .pt"
         raise CkptError("dtype-unsupported", f"safetensors has no {found.name}{more}", wrong[0], hint)
     return tuple(
         Finding(

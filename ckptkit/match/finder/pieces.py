@@ -78,7 +78,7 @@ def joined(
 ) -> Iterator[Proposal]:
     """Targets that are made of several sources."""
     doubles = _doubles(sources, prints)
-    alike = {name: tuple(names) for names in doubles for name in names[:DOUBLES]}
+    alike = {name: shared for names in doubles for shared in [tuple(names)] for name in names[:DOUBLES]}
     parts = {name: sources[name] for name in sources if name in alike}
     orders: dict[object, list[Placement]] = {}  # of the axes of one part at one place
     for place in _places(targets, parts, prints):

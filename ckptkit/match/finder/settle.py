@@ -7,47 +7,46 @@ target's; among equals the one nearest in place. A source is used again only whe
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from itertools import chain
 
 from ckptkit.core.names import natural, segments
 from ckptkit.match.finder.result import Match, Proposal
 
 LEVELS = 6  # of enclosing modules, from the innermost
 SCORED = 40_000  # most combinations of one group scored one by one
+LIKELY = 64  # most options scored for a target of a larger one
 
 
 def settle(proposals: Iterable[Proposal], fixed: Iterable[Match] = ()) -> list[Match]:
     """Choose the sources of all proposals; matches `fixed` before vote too."""
-    votes = Votes()
-    used: Counter[str] = Counter()
     matches: list[Match] = []
-
-    def take(match: Match) -> None:
-        matches.append(match)
-        names = match.sources
-        used.update(names)
-        for name in names:
-            votes.add(name, match.target)
-
-    for match in fixed:
-        for name in match.sources:
-            votes.add(name, match.target)
-    groups: dict[tuple[tuple[str, ...], ...], list[Proposal]] = defaultdict(list)
+    groups: dict[object, list[Proposal]] = defaultdict(list)
     for proposal in proposals:
         if proposal.open:
-            groups[tuple(proposal.choices.values())].append(proposal)
+            # Names of one content are listed as one: the first and their number stand for all of them.
+            groups[tuple((names[0], len(names)) for names in proposal.choices.values())].append(proposal)
         else:
-            take(proposal.match)
-    for choices, group in sorted(groups.items(), key=lambda item: sum(map(len, item[0])) * len(item[1])):
+            matches.append(proposal.match)
+    if not groups:
+        return matches
+    votes = Votes()
+    used = Counter(name for match in matches for name in match.sources)
+    for match in chain(fixed, matches):
+        for name in match.sources:
+            votes.add(name, match.target)
+    for group in sorted(groups.values(), key=lambda some: sum(map(len, some[0].choices.values())) * len(some)):
         picked: list[dict[str, str]] = [{} for _ in group]
-        for place, options in enumerate(choices):
+        for place, options in enumerate(group[0].choices.values()):
             targets = [proposal.match.target for proposal in group]
             free = [name for name in options if not used[name]] or list(options)
             for names, proposal, chosen in zip(picked, group, _assign(targets, free, votes), strict=True):
                 names[list(proposal.choices)[place]] = chosen
                 used[chosen] += 1
         for names, proposal in zip(picked, group, strict=True):
-            take(proposal.settled(names))
+            match = proposal.settled(names)
+            matches.append(match)
+            for name in match.sources:
+                votes.add(name, match.target)
     return matches
 
 
@@ -101,10 +100,12 @@ def _assign(targets: Sequence[str], options: Sequence[str], votes: Votes) -> lis
     place = {name: k / len(targets) for k, name in enumerate(sorted(targets, key=natural))}
     chosen: dict[str, str] = {}
     free = set(options)
+    few = len(targets) * len(options) <= SCORED
+    index = {} if few else _by_module(options)
     scored = [
         (-votes.score(source, target), abs(rank[source] - place[target]), k, source, target)
         for k, target in enumerate(targets)
-        for source in _likely(target, options, votes, len(targets))
+        for source in (options if few else _likely(target, index, votes))
     ]
     for _, _, _, source, target in sorted(scored):
         if target not in chosen and source in free:
@@ -118,20 +119,16 @@ def _assign(targets: Sequence[str], options: Sequence[str], votes: Votes) -> lis
     return [chosen[target] for target in targets]
 
 
-def _likely(target: str, options: Sequence[str], votes: Votes, targets: int) -> Sequence[str]:
-    """The options worth scoring: all of them, or in a large group those in a module that goes with the target's."""
-    if targets * len(options) <= SCORED:
-        return options
-    index = _by_module(tuple(options))
+def _likely(target: str, index: Mapping[str, Sequence[str]], votes: Votes) -> Sequence[str]:
+    """The options worth scoring in a large group: those in a module that goes with the target's."""
     for module in votes.partners(target):
         found = index.get(module)
         if found is not None:
-            return found[:64]
+            return found[:LIKELY]
     return ()
 
 
-@lru_cache(maxsize=1)  # asked for each target of one group
-def _by_module(options: tuple[str, ...]) -> Mapping[str, list[str]]:
+def _by_module(options: Sequence[str]) -> Mapping[str, list[str]]:
     index: dict[str, list[str]] = defaultdict(list)
     for name in options:
         for module in _words(name)[:-1]:

@@ -20,10 +20,14 @@ ORDERS = 150  # most orders of axes tried for one pair
 def exact(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor], prints: Prints) -> Iterator[Proposal]:
     """Targets whose bytes are those of a source."""
     index = _by_content(sources, prints)
+    alike: dict[object, tuple[str, ...]] = {}  # one tuple for all targets of a content and shape
     for name, tensor in targets.items():
-        found = index.get((tensor.dtype.name, prints[tensor].digest))
-        if found:
-            yield _proposal(name, tensor, found, sources, lambda source: Source(source))
+        key = (tensor.dtype.name, prints[tensor].digest)
+        if key in index:
+            shaped = (*key, tensor.shape)
+            if shaped not in alike:
+                alike[shaped] = _alike(index[key], tensor.shape, sources)
+            yield _proposal(name, tensor, alike[shaped], sources, Source)
 
 
 def rearranged(
@@ -95,7 +99,8 @@ def _converted(name: str, tensor: Tensor, names: list[str], sources: Mapping[str
     if source.dtype.name in INTEGERS and not equal(cast_to(same, source.dtype), source):
         return None  # values that do not fit
     if equal(same, tensor):
-        return _proposal(name, tensor, names, sources, lambda n: Cast(Source(n), tensor.dtype.name), "cast")
+        alike = _alike(names, tensor.shape, sources)
+        return _proposal(name, tensor, alike, sources, lambda n: Cast(Source(n), tensor.dtype.name), "cast")
     return _reordered(name, tensor, names, sources, lambda t: cast_to(t, tensor.dtype))
 
 
@@ -191,25 +196,28 @@ def reshape(expression: Expression, shape: Sequence[int], target: Sequence[int])
     return expression if tuple(shape) == tuple(target) else Reshape(expression, tuple(target))
 
 
+def _alike(names: Sequence[str], shape: tuple[int, ...], sources: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Of names that hold the same bytes those of a shape, or else those of the first one's."""
+    found = tuple(n for n in names if sources[n].shape == shape)
+    return found or tuple(n for n in names if sources[n].shape == sources[names[0]].shape)
+
+
 def _proposal(
     name: str,
     tensor: Tensor,
-    names: Sequence[str],
+    alike: tuple[str, ...],
     sources: Mapping[str, Tensor],
     build: Callable[[str], Expression],
     how: How = "renamed",
 ) -> Proposal:
-    """The sources all hold the target's bytes; those of its shape are preferred."""
-    alike = tuple(n for n in names if sources[n].shape == tensor.shape)
-    if not alike:
-        shape = sources[names[0]].shape
-        alike = tuple(n for n in names if sources[n].shape == shape)
-        how = "reshaped" if how == "renamed" else how
+    """The sources all hold the target's bytes, in one shape."""
     first = alike[0]
-    turned = len(tensor.shape) == 2 and 1 in tensor.shape and sources[first].shape == tensor.shape[::-1]
-    if how == "reshaped" and turned:
+    shape = sources[first].shape
+    if shape != tensor.shape and how == "renamed":
+        how = "reshaped"
+    if how == "reshaped" and len(tensor.shape) == 2 and 1 in tensor.shape and shape == tensor.shape[::-1]:
         return Proposal(Match(name, Permute(build(first), (1, 0)), "transposed"), {first: alike})
-    expression = reshape(build(first), sources[first].shape, tensor.shape)
+    expression = reshape(build(first), shape, tensor.shape)
     if how == "renamed" and alike == (name,):
         how = "same"
     return Proposal(Match(name, expression, how), {first: alike})

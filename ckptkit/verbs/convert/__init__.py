@@ -9,9 +9,9 @@ from typing import Any
 
 from ckptkit.match.receipt import Receipt
 from ckptkit.verbs.convert.plan import Plan, plan
-from ckptkit.verbs.convert.write import Progress, write
+from ckptkit.verbs.convert.write import Progress, check, write
 
-__all__ = ["Plan", "Progress", "Receipt", "convert", "plan", "write"]
+__all__ = ["Plan", "Progress", "Receipt", "check", "convert", "plan", "write"]
 
 
 def convert(

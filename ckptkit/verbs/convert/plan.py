@@ -1,28 +1,31 @@
 """Deciding a conversion: what is written where, what changes, what is lost. Touches nothing."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from ckptkit.core.codes import CODES
 from ckptkit.core.collector import paused
 from ckptkit.core.dtypes import DTYPES
 from ckptkit.core.errors import CkptError
+from ckptkit.core.expansion import MAX_EXPAND, refuse_expansion
 from ckptkit.core.findings import Finding
 from ckptkit.core.globs import matching, selected
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.plan import Layout, OutputFile, Ties, WriteOptions
+from ckptkit.core.staging import refuse_inputs
 from ckptkit.core.stream import memory_bound
 from ckptkit.core.tensor import Tensor
+from ckptkit.core.words import plural
 from ckptkit.format import folder, read, registry
-from ckptkit.match.quantized import quantized_members
+from ckptkit.match.quantized import quantized_members, torn_units
 from ckptkit.rules.follow import follow
 from ckptkit.rules.outcome import Rewrite, Trace
 from ckptkit.rules.ruleset import Rules
 
-MAX_EXPAND = 16.0
-EXPAND_FLOOR = 1 << 30
 CASTABLE = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -73,8 +76,15 @@ class Plan:
         return sum(f.size for f in self.files)
 
     def refusal(self) -> CkptError | None:
-        """Why `write` would refuse: the first loss that was not allowed."""
-        return next((_refused(loss) for loss in self.losses if loss.code not in self.allowed), None)
+        """Why `write` would refuse: the losses that were not allowed."""
+        refused = [loss for loss in self.losses if loss.code not in self.allowed]
+        if not refused:
+            return None
+        first = refused[0]
+        codes = list(dict.fromkeys(loss.code for loss in refused))
+        accept = " ".join(f"--allow-loss {code}" for code in codes)
+        hint = first.hint if first.hint and len(codes) == 1 else f"{accept} accepts it"
+        return CkptError(first.code, first.message, first.where, hint)
 
 
 @paused()
@@ -129,26 +139,35 @@ def plan(
     Raises:
         CkptError: the source cannot be read or the target not be written in that format.
     """
+    _refuse_unknown(allow_loss)
     whole = read(src, section, variant=variant)
     names = selected(whole, include, exclude)
     source = whole.select(names) if len(names) < len(whole) else whole
+    _refuse_nothing(whole, source)
     rewrite = follow(source, rules, let=let, reverse=reverse, approximate=approximate)
     graph = rewrite.graph
     original = {name: step.sources[0] if step.sources else "" for name, step in rewrite.trace.items()}
     keep = frozenset(matching(source, keep_dtype)) if keep_dtype else frozenset()
     graph, cast = _cast(rewrite, dtype, keep)
+    kept = _kept(graph, cast) if dtype else ()
     graph = replace(graph, metadata=_metadata(graph, metadata, no_metadata))
-    _refuse_bomb(graph, max_expand)
+    stored = graph.origin.stored
+    meant = f"--max-expand {graph.nbytes // max(stored, 1) + 1} if that is meant"
+    refuse_expansion(graph.nbytes, stored, graph.origin.path, meant, limit=max_expand)
 
     target, into_folder, writer = _target(dst, to, graph)
+    if external != "auto" and writer.name != "onnx":
+        raise CkptError(
+            "option-unfit", f"{writer.title} has no weights outside its file", target, "drop --onnx-data"
+        )
     taken = frozenset[str]() if into_folder else _siblings(target)
     options = WriteOptions(ties=ties, max_shard_size=max_shard_size, external=external, taken=taken)
     stem = folder.weights_name(writer.name, graph) if into_folder else target.name
     layout = writer.load().layout(graph, stem, options)
     if not into_folder and writer.name != "onnx" and len(layout.files) > 1:
-        raise CkptError(
-            "needs-folder", "several files need a folder to stand in", target, f"write to {target.stem}/"
-        )
+        suited = "" if writer.name == "safetensors" else f" --to {writer.name}"
+        hint = f"write to the folder {target.stem}/{suited}"
+        raise CkptError("needs-folder", "several files need a folder to stand in", target, hint)
     extras = folder.companions(graph, writer.name, dtype, with_code) if into_folder else ()
     result = Plan(
         source=source,
@@ -161,8 +180,13 @@ def plan(
         trace=rewrite.trace,
         cast=cast,
         left_out=_left_out(whole, source, rewrite, extras, sidecar is not None),
-        losses=layout.losses,
-        notes=(*whole.findings, *rewrite.findings, *layout.notes),
+        losses=(*_torn(whole, names), *layout.losses),
+        notes=(
+            *(f for f in whole.findings if f not in layout.losses),
+            *rewrite.findings,
+            *kept,
+            *layout.notes,
+        ),
         allowed=frozenset(allow_loss),
         memory=max(map(memory_bound, layout.files), default=0),
         sidecar=None if sidecar is None else os.fspath(sidecar),
@@ -183,6 +207,9 @@ def _cast(rewrite: Rewrite, dtype: str | None, keep: frozenset[str]) -> tuple[Te
     from ckptkit.ops.cast import cast
 
     fixed = keep | quantized_members(graph)
+    for names in graph.storages():  # tied tensors are one: they keep their dtype together
+        if len(names) > 1 and not fixed.isdisjoint(names):
+            fixed |= frozenset(names)
     tensors: dict[str, Tensor] = {}
     changed: dict[str, str] = {}
     for name, tensor in graph.items():
@@ -194,20 +221,46 @@ def _cast(rewrite: Rewrite, dtype: str | None, keep: frozenset[str]) -> tuple[Te
     return replace(graph, tensors=tensors), changed
 
 
+def _kept(graph: TensorGraph, cast: Mapping[str, str]) -> tuple[Finding, ...]:
+    """A note of what a cast leaves alone, by dtype."""
+    left = Counter(tensor.dtype.name for name, tensor in graph.items() if name not in cast)
+    if not left:
+        return ()
+    return (
+        Finding("dtype-kept", "note", "", f"not cast: {', '.join(f'{n} ×{c}' for n, c in left.items())}"),
+    )
+
+
+def _torn(whole: TensorGraph, names: Sequence[str]) -> tuple[Finding, ...]:
+    """The loss of a selection that takes a quantised weight without its scales, or scales without their weight."""
+    torn = torn_units(whole, frozenset(names)) if len(names) < len(whole) else []
+    if not torn:
+        return ()
+    message = f"a quantised weight means nothing without its scales; {torn[0][1]} is not selected"
+    return (Finding("scales-left-out", "warning", torn[0][0], message),)
+
+
 def _metadata(graph: TensorGraph, added: Mapping[str, str] | None, drop: bool) -> dict[str, str]:
     return {**({} if drop else graph.metadata), **(added or {})}
 
 
-def _refuse_bomb(graph: TensorGraph, max_expand: float) -> None:
-    """A 4-byte storage can claim terabytes through zero strides or deflation; writing them needs consent."""
-    stored = graph.origin.stored
-    if graph.nbytes > EXPAND_FLOOR and graph.nbytes > max_expand * stored:
-        raise CkptError(
-            "expands",
-            f"{stored} stored bytes would become {graph.nbytes}",
-            graph.origin.path,
-            f"--max-expand {graph.nbytes // max(stored, 1) + 1} if that is meant",
-        )
+def _refuse_nothing(whole: TensorGraph, source: TensorGraph) -> None:
+    """An empty selection of a checkpoint that has tensors is a mistake; one of a checkpoint without is what it is."""
+    outside = next((f for f in whole.findings if f.code == "tensors-outside"), None)
+    if source or not (whole or outside):
+        return
+    message = "no tensor is selected" + (f": {outside.message}" if outside and not whole else "")
+    hint = outside.hint if outside and not whole else "--exclude leaves out every tensor"
+    raise CkptError("nothing-selected", message, whole.origin.path, hint)
+
+
+def _refuse_unknown(codes: Sequence[str]) -> None:
+    for code in codes:
+        if code not in CODES:
+            from difflib import get_close_matches
+
+            near = get_close_matches(code, CODES, n=3)
+            raise CkptError("option-unfit", "there is no loss of this code", code, " or ".join(near) or None)
 
 
 def _target(
@@ -252,36 +305,12 @@ def _left_out(
     if chosen:
         out += [s.name for s in whole.origin.sections if s.name != chosen]
     if len(source) < len(whole):
-        out.append(f"{len(whole) - len(source)} tensors by --include/--exclude")
+        out.append(f"{plural(len(whole) - len(source), 'tensor')} by --include/--exclude")
     if rewrite.dropped:
-        out.append(f"{len(rewrite.dropped)} tensors by the rules")
+        out.append(f"{plural(len(rewrite.dropped), 'tensor')} by the rules")
     if whole.objects and not sidecar:
-        out.append(f"{len(whole.objects)} non-tensor values (--sidecar FILE.json keeps what JSON can hold)")
+        values = plural(len(whole.objects), "non-tensor value")
+        out.append(f"{values} (--sidecar FILE.json keeps what JSON can hold)")
     carried = {file.path for file in extras}
     out += [name for name in folder.others(whole) if name not in carried and not name.endswith(".index.json")]
     return tuple(out)
-
-
-def refuse_inputs(source: TensorGraph, targets: Sequence[str | os.PathLike[str]]) -> None:
-    """Raise CkptError `target-is-source` or `target-twice`: never write onto an input, or a folder around one.
-
-    Files are told by what they are on disk, so that links to an input count as the input.
-    """
-    inputs = {os.path.realpath(path) for path in (source.origin.path, *(f.path for f in source.origin.files))}
-    identities = {(found.st_dev, found.st_ino) for found in map(os.stat, inputs)}
-    seen: set[str] = set()
-    for target in targets:
-        real = os.path.realpath(target)
-        if real in seen:
-            raise CkptError(
-                "target-twice", "two outputs would be written here", target, "give them different names"
-            )
-        seen.add(real)
-        inside = any(path.startswith(real + os.sep) for path in inputs)
-        if inside or (os.path.exists(real) and (os.stat(real).st_dev, os.stat(real).st_ino) in identities):
-            raise CkptError("target-is-source", "this is what is being read", target, "write somewhere else")
-
-
-def _refused(loss: Finding) -> CkptError:
-    hint = loss.hint or f"--allow-loss {loss.code} accepts it"
-    return CkptError(loss.code, loss.message, loss.where, hint)

@@ -1,22 +1,25 @@
 """Carrying out a plan: stream, check, put in place."""
 
-import json
+import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from ckptkit.core.errors import CkptError
+from ckptkit.core.jsonable import dumps
 from ckptkit.core.plan import OutputFile, Piece
-from ckptkit.core.staging import Staging, check_target
+from ckptkit.core.staging import Staging, check_target, refuse_inputs
 from ckptkit.core.stream import write_file
 from ckptkit.core.tensor import Tally, Tensor
 from ckptkit.core.version import VERSION
+from ckptkit.core.words import plural
+from ckptkit.format import folder, read
 from ckptkit.match.digest import combine, tensor_digest, tensor_hasher
 from ckptkit.match.receipt import FileRecord, Receipt, TensorRecord
 from ckptkit.match.written import check_header, compare_bytes, open_with_reference
-from ckptkit.verbs.convert.plan import Plan, refuse_inputs
+from ckptkit.verbs.convert.plan import Plan
 
 Progress = Callable[[str, int, int], None]
 
@@ -43,14 +46,8 @@ def write(
         CkptError: a loss was not allowed, the target exists, the disk is full, the source changed, or what
             was written does not read back.
     """
-    refusal = plan.refusal()
-    if refusal is not None:
-        raise refusal
-    beside = [path for path in (plan.sidecar, receipt) if path is not None]
-    refuse_inputs(plan.source, [plan.target, *beside])
-    for path in beside:
-        check_target(Path(os.path.abspath(path)), folder=False, overwrite=overwrite)
-
+    check(plan, overwrite=overwrite, receipt=receipt)
+    stale = _stale_data(plan)
     tally = Tally()
     hashers: dict[str, Any] = {}
     with ExitStack() as stack:
@@ -79,6 +76,7 @@ def write(
         entry = staging.path if plan.folder else staging.path / plan.files[-1].path
         written = check_header(entry, plan.graph)
         if verify:
+            _check_stated(plan)
             compare_bytes(written, plan.graph, progress)
         reference = verify and open_with_reference(
             plan.format, [staging.path / f.path for f in plan.layout.files]
@@ -99,7 +97,61 @@ def write(
         staging.publish([f.path for f in plan.files])
         for side, name in staged:
             side.publish([name])
+    for path in stale:
+        path.unlink(missing_ok=True)
     return result
+
+
+def check(plan: Plan, *, overwrite: bool = False, receipt: str | os.PathLike[str] | None = None) -> None:
+    """Raise what `write` would raise before its first byte; touches nothing."""
+    refusal = plan.refusal()
+    if refusal is not None:
+        raise refusal
+    beside = [path for path in (plan.sidecar, receipt) if path is not None]
+    refuse_inputs(plan.source, [plan.target, *beside])
+    target = Path(os.path.abspath(plan.target))
+    check_target(target, folder=plan.folder, overwrite=overwrite)
+    for path in beside:
+        check_target(Path(os.path.abspath(path)), folder=False, overwrite=overwrite)
+    if plan.folder and target.is_dir():
+        _refuse_strangers(target, {file.path for file in plan.files})
+
+
+def _refuse_strangers(target: Path, names: Set[str]) -> None:
+    """A folder is replaced as a whole, so everything in it must belong to a checkpoint, and nobody be in it."""
+    here = Path.cwd()
+    if here == target or target in here.parents:
+        raise CkptError(
+            "exists", "the target is the folder this command runs in", target, "write to another one"
+        )
+    strangers = folder.strangers(str(target), names)
+    if strangers:
+        what = f"the folder holds {strangers[0]}, which belongs to no checkpoint"
+        raise CkptError("exists", what, target, "write to another folder, or clear this one yourself")
+
+
+def _stale_data(plan: Plan) -> list[Path]:
+    """Data files that an ONNX model to be replaced uses and that carry its name: nothing would refer to them."""
+    target = Path(plan.target)
+    if plan.format != "onnx" or plan.folder or not target.is_file():
+        return []
+    try:
+        used = read(target).origin.files
+    except CkptError:
+        return []
+    folder_of = target.resolve().parent
+    named = [Path(file.path) for file in used if os.path.basename(file.path).startswith(f"{target.name}.")]
+    return [path for path in named if path.resolve().parent == folder_of]
+
+
+def _check_stated(plan: Plan) -> None:
+    """Compare the SHA-1 that an ONNX model states of its data files with theirs; no library does."""
+    for path, stated in plan.source.origin.details.get("checksums", {}).items():
+        with open(path, "rb") as data:
+            if hashlib.file_digest(data, "sha1").hexdigest() != stated.lower():
+                raise CkptError(
+                    "checksum-mismatch", "the data file is not the one that the model states", path
+                )
 
 
 def _refuse_tally(tally: Tally, plan: Plan) -> None:
@@ -108,7 +160,7 @@ def _refuse_tally(tally: Tally, plan: Plan) -> None:
         if code not in plan.allowed:
             raise CkptError(
                 code,
-                f"{count} values would be lost",
+                f"{plural(count, 'value')} would be lost",
                 plan.source.origin.path,
                 f"--allow-loss {code} accepts it",
             )
@@ -166,6 +218,12 @@ def _receipt(
 
 def _sidecar(plan: Plan) -> str:
     """The non-tensor objects: those that JSON can hold by path, the others by their type."""
-    held = {leaf.path: leaf.value for leaf in plan.source.objects if not leaf.opaque}
-    named = {leaf.path: leaf.type for leaf in plan.source.objects if leaf.opaque}
-    return json.dumps({"schema": "ckptkit.sidecar/1", "objects": held, "not_held": named}, indent=1) + "\n"
+    held: dict[str, Any] = {}
+    named: dict[str, str] = {}
+    for leaf in plan.source.objects:
+        if leaf.opaque or (leaf.value is None and leaf.type != "NoneType"):
+            named[leaf.path] = leaf.type
+        else:
+            held[leaf.path] = leaf.value
+    document = {"schema": "ckptkit.sidecar/1", "objects": held, "not_held": named}
+    return dumps(document, indent=1) + "\n"

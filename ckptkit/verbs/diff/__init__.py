@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from ckptkit.core.expansion import refuse_to_stream
 from ckptkit.core.globs import selected
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.tensor import Tensor
@@ -19,12 +20,15 @@ from ckptkit.match.reading import Window, shared
 from ckptkit.match.values import Tolerance, Values, comparable, distance
 from ckptkit.rules.follow import follow
 from ckptkit.rules.ruleset import Rules
-from ckptkit.verbs.diff.graphs import others
+from ckptkit.verbs.diff.graphs import is_graph, others
 from ckptkit.verbs.diff.result import Diff, Entry, Kind, Other, Renamed, Side, Spec, Status
 
 __all__ = ["Diff", "Entry", "Other", "Renamed", "Side", "Spec", "diff"]
 
 Checkpoint = TensorGraph | str | os.PathLike[str]
+_SETTINGS = ("int64", "int32", "bool")  # what shapes, axes and masks in initializers are
+_COUNTER = "num_batches_tracked"  # of a batch norm: counts training steps, no graph has use for it
+
 Progress = Callable[[str, int, int], None]  # phase, bytes done, bytes in all
 
 
@@ -58,23 +62,27 @@ def diff(
             either only equal bits are equal.
         progress: called with the phase, the bytes done and all bytes.
 
-    Raises CkptError when a checkpoint cannot be read, a pattern or rule applies to nothing, or two tensors would
-    get one name.
+    Raises CkptError when a checkpoint cannot be read, a pattern or rule applies to nothing, two tensors would
+    get one name, a tolerance is negative or not finite, or far more values would be read than are stored.
     """
+    given = rtol is not None or atol is not None
+    tolerance = Tolerance(rtol or 0.0, atol or 0.0) if given else None
     graphs = [g if isinstance(g, TensorGraph) else read(g, section, variant=variant) for g in (a, b)]
     left, right = follow(graphs[0], rules, let=let, reverse=reverse, approximate=approximate).graph, graphs[1]
     if include or exclude:
         chosen = set(selected(dict.fromkeys((*left, *right)), include, exclude))
         left, right = (g.select([name for name in g if name in chosen]) for g in (left, right))
-    given = rtol is not None or atol is not None
-    tolerance = Tolerance(rtol or 0.0, atol or 0.0) if given else None
+    if values:
+        for graph in (left, right):
+            refuse_to_stream(graph)
     entries = list(_entries(left, right, tolerance, values, progress))
     renamed: list[Renamed] = []
     constants: frozenset[str] = frozenset()
     if values and any(not e.a or not e.b or not {"values", "shape"}.isdisjoint(e.kinds) for e in entries):
         from ckptkit.verbs.diff.moved import explained
 
-        entries, renamed, constants = explained(left, right, entries)
+        entries, renamed, found = explained(left, right, entries)
+        constants = found & _settings(left, right)
     return Diff(
         a=_side(left),
         b=_side(right),
@@ -84,12 +92,21 @@ def diff(
         other=tuple(others(left, right)),
         tolerance=tolerance,
         read=values,
-        graphs=bool(left.nodes and right.nodes),
     )
 
 
 def _side(graph: TensorGraph) -> Side:
     return Side(graph.origin.path, graph.origin.format, len(graph), graph.nbytes)
+
+
+def _settings(a: TensorGraph, b: TensorGraph) -> frozenset[str]:
+    """Names of what one side alone can have, where one has a graph: its shapes and axes, and torch's batch counters."""
+    if is_graph(a) == is_graph(b):
+        return frozenset()
+    graph, other = (a, b) if is_graph(a) else (b, a)
+    settings = (n for n, t in graph.items() if t.kind == "constant" or t.dtype.name in _SETTINGS)
+    counters = (n for n, t in other.items() if n.rpartition(".")[2] == _COUNTER and not t.shape)
+    return frozenset(settings) | frozenset(counters)
 
 
 def _entries(
@@ -113,7 +130,7 @@ def _entries(
     firsts = [{name: names[0] for names in some for name in names[1:]} for some in groups]
 
     def spec(side: int, name: str, tensor: Tensor) -> Spec:
-        return Spec(tensor.dtype.name, tensor.shape, firsts[side].get(name))
+        return Spec(tensor.dtype.name, tensor.shape, firsts[side].get(name), _layout(tensor))
 
     for name, tensor in a.items():
         other = b.get(name)
@@ -125,6 +142,7 @@ def _entries(
         facts: tuple[tuple[Kind, bool], ...] = (
             ("dtype", tensor.dtype is not other.dtype),
             ("shape", tensor.shape != other.shape),
+            ("layout", _layout(tensor) != _layout(other)),
             ("values", moved),
             ("tie", ties[0].get(name) != ties[1].get(name)),
         )
@@ -141,6 +159,11 @@ def _entries(
     for name, tensor in b.items():
         if name not in a:
             yield Entry(name, "added", (), None, spec(1, name, tensor))
+
+
+def _layout(tensor: Tensor) -> str:
+    """What the reader says of a part of a sparse, nested or sharded tensor, or of the axis of a quantised one."""
+    return tensor.note if tensor.loss or tensor.dtype.kind == "quantized" else ""
 
 
 def _ties(groups: Sequence[tuple[str, ...]], common: set[str]) -> dict[str, tuple[str, ...]]:

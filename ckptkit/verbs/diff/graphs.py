@@ -12,9 +12,14 @@ from ckptkit.core.graph import Node, Subgraph, TensorGraph, TensorName, Value
 from ckptkit.verbs.diff.result import Other
 
 
+def is_graph(graph: TensorGraph) -> bool:
+    """Whether the checkpoint says how to compute something, if only what to give back; not weights alone."""
+    return graph.origin.format == "onnx" or bool(graph.nodes)
+
+
 def others(a: TensorGraph, b: TensorGraph) -> Iterator[Other]:
     """The differences, those of the graph first."""
-    if a.nodes and b.nodes:
+    if is_graph(a) and is_graph(b):
         yield from _changes("opset", _opsets(a), _opsets(b))
         yield from _changes("input", _values(a.inputs), _values(b.inputs))
         yield from _changes("output", _values(a.outputs), _values(b.outputs))
@@ -22,7 +27,7 @@ def others(a: TensorGraph, b: TensorGraph) -> Iterator[Other]:
         functions = [graph.origin.details.get("functions", 0) for graph in (a, b)]
         if functions[0] != functions[1]:
             yield Other("functions", "", *functions)
-    elif a.nodes or b.nodes:
+    elif is_graph(a) or is_graph(b):
         yield Other("graph", "", _count(a), _count(b), counts=False)
     yield from _changes("metadata", a.metadata, b.metadata, counts=False)
     yield from _changes("object", _objects(a), _objects(b), counts=False)
@@ -61,7 +66,7 @@ def _values(values: Sequence[Value]) -> dict[str, Any]:
 
 
 def _count(graph: TensorGraph) -> dict[str, int] | None:
-    return {"nodes": len(graph.nodes)} if graph.nodes else None
+    return {"nodes": len(graph.nodes)} if is_graph(graph) else None
 
 
 def _objects(graph: TensorGraph) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from ckptkit.match.values import Tolerance, Values
 
 SIMILAR = 0.9  # cosine; what was trained from one start is far above, what was not far below
 
-Kind = Literal["dtype", "shape", "values", "tie"]
+Kind = Literal["dtype", "shape", "layout", "values", "tie"]
 Status = Literal["equal", "close", "unread", "changed", "added", "removed"]
 
 
@@ -24,11 +24,19 @@ class Side:
 
 
 class Spec(NamedTuple):
-    """A tensor as its manifest states it; `tied_to` is the first name of its tie group, None for that itself."""
+    """A tensor as its manifest states it.
+
+    Attributes:
+        dtype, shape: canonical name, elements along each dimension.
+        tied_to: the first name of its tie group, None for that itself.
+        layout: what it is a part of: "sparse COO of 3×3", "quantised along axis 0", "local shard of 8×4"; "" for a
+            tensor that stands for itself.
+    """
 
     dtype: str
     shape: tuple[int, ...]
     tied_to: str | None = None
+    layout: str = ""
 
 
 class Entry(NamedTuple):
@@ -38,7 +46,7 @@ class Entry(NamedTuple):
         name: in both checkpoints.
         status: `equal` (every bit); `close` (within the tolerance given); `unread` (nothing differs in the
             headers, values were not asked for); `changed`; `added` (only in B); `removed` (only in A).
-        kinds: what changed, in the order dtype, shape, values, tie.
+        kinds: what changed, in the order dtype, shape, layout, values, tie.
         a, b: the tensor on either side; None where it is not there.
         values: the distance of B from A; None where the values are equal, were not read or cannot be compared.
         how: what makes B from A exactly, where that is known: a cast, a transposition; else "".
@@ -103,12 +111,11 @@ class Diff:
         a, b: the two.
         entries: every name, in the order of A, those only in B after it; without what `renamed` accounts for.
         renamed: tensors found again by content under other names or in other layouts.
-        constants: names on one side only that are settings of a graph, not weights; they are `added` or `removed`
-            entries too, and count only where both sides have a graph.
+        constants: no weights: settings of a graph that the other side lacks because it has no graph, and
+            `num_batches_tracked` that the graph lacks; they are `added` or `removed` entries too, but do not count.
         other: differences outside the tensors.
         tolerance: what counts as close; None: only equal bits are equal.
         read: whether values were compared.
-        graphs: whether both have a graph.
     """
 
     a: Side
@@ -119,7 +126,6 @@ class Diff:
     other: tuple[Other, ...] = ()
     tolerance: Tolerance | None = None
     read: bool = True
-    graphs: bool = False
 
     @property
     def equal(self) -> bool:
@@ -187,5 +193,5 @@ class Diff:
 
     def _counts(self, entry: Entry) -> bool:
         if entry.status in ("added", "removed"):
-            return self.graphs or entry.name not in self.constants
+            return entry.name not in self.constants
         return entry.status == "changed"

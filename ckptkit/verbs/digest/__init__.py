@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ckptkit.core.expansion import refuse_to_stream
 from ckptkit.core.globs import selected
 from ckptkit.core.graph import TensorGraph
 from ckptkit.format import read
@@ -50,12 +51,13 @@ def digest(
         include, exclude: shell patterns of tensor names; the digest is of those selected.
         progress: called with the bytes done and all bytes.
 
-    Reads every tensor once, tied ones together. Raises CkptError when the checkpoint cannot be read or a pattern
-    matches nothing.
+    Reads every tensor once, tied ones together. Raises CkptError when the checkpoint cannot be read, a pattern
+    matches nothing, or far more would be read than is stored.
     """
     graph = source if isinstance(source, TensorGraph) else read(source, section, variant=variant)
     if include or exclude:
         graph = graph.select(selected(graph, include, exclude))
+    refuse_to_stream(graph)
     done, total = 0, graph.nbytes if progress is not None else 0
 
     def advance(nbytes: int) -> None:

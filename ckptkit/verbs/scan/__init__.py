@@ -27,7 +27,8 @@ def scan(
     """Scan a file, or every file below a folder.
 
     Args:
-        crc: also read every member of zip archives and compare it with its checksum; costs the weights.
+        crc: also compare members of zip archives and data files of ONNX models with their checksums; costs the
+            weights.
         allow: exact names of classes (`module.name`) to take for data beside those that are known to be.
 
     Raises CkptError `not-found` if there is nothing at the path; whatever else goes wrong is a finding of kind

@@ -174,7 +174,7 @@ class Scanner:
             yield "a pickle"
         elif whole is not None and is_onnx(whole):
             assert reader is not None
-            Onnx(reader, where, ledger).scan()
+            Onnx(reader, where, ledger, crc=self.crc).scan()
             yield "an ONNX model"
         elif whole is not None and is_index(whole) and self.settings(where):
             yield "an index"

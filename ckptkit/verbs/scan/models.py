@@ -6,7 +6,7 @@ An ONNX model is walked field by field, on every path that holds graphs, so that
 import re
 
 from ckptkit.core.errors import CkptError
-from ckptkit.core.files import Reader, beside_file
+from ckptkit.core.files import File, Reader, beside_file
 from ckptkit.format.onnx.wire import LENGTH, VARINT, Wire
 from ckptkit.format.pytorch.source import Source
 from ckptkit.verbs.scan.ledger import Ledger
@@ -33,12 +33,14 @@ _DOMAINS = frozenset(
 )  # fmt: skip
 _KEYS = frozenset({"location", "offset", "length", "checksum", "basepath"})
 _TEXT = 4096
+_PIECE = 1 << 20
 
 
 class Onnx:
     """One model file."""
 
-    def __init__(self, reader: Reader, where: str, ledger: Ledger) -> None:
+    def __init__(self, reader: Reader, where: str, ledger: Ledger, *, crc: bool = False) -> None:
+        self.crc = crc
         self.wire = Wire(reader, ledger.budgets)
         self.path = reader.file.path
         self.where = where
@@ -46,6 +48,7 @@ class Onnx:
         self.domains: dict[str, None] = {}
         self.own: set[str] = set()
         self.locations: set[str] = set()
+        self.checksums: dict[tuple[str, str], None] = {}  # data file and the SHA-1 that the model states
 
     def scan(self) -> None:
         budgets = self.ledger.budgets
@@ -90,6 +93,8 @@ class Onnx:
                 self.own.add(texts["own"])
             if pairs:
                 self.external(pairs, texts.get("tensor", ""))
+        for path, stated in self.checksums:
+            self.check(path, stated)
         for domain in self.domains:
             if domain not in _DOMAINS and domain not in self.own:
                 text = f"operators of the domain {domain!r} need a library of native code to run"
@@ -107,6 +112,9 @@ class Onnx:
     def external(self, pairs: list[dict[str, str]], name: str) -> None:
         """Check where a tensor's data lie: readers that set whatever key they meet are known."""
         place = f"{self.where}: {name}"
+        entry = {pair.get("key", ""): pair.get("value", "") for pair in pairs}
+        if self.crc and "checksum" in entry and "location" in entry:
+            self.checksums[entry["location"], entry["checksum"]] = None
         for pair in pairs:
             key, value = pair.get("key", ""), pair.get("value", "")
             if key not in _KEYS:
@@ -128,6 +136,23 @@ class Onnx:
                     beside_file(self.path, value)
                 except CkptError as error:
                     self.ledger.add("trick", error.code, place, error.message)
+
+    def check(self, location: str, stated: str) -> None:
+        """Compare a data file with the SHA-1 that the model states. A file that is not there says nothing."""
+        from hashlib import sha1
+
+        digest = sha1(usedforsecurity=False)
+        try:
+            file = File.at(beside_file(self.path, location))
+            with file.open() as reader:
+                for at in range(0, file.size, _PIECE):
+                    digest.update(reader.read(at, min(_PIECE, file.size - at)))
+        except CkptError as error:
+            self.ledger.failed(error, self.where)
+            return
+        if digest.hexdigest() != stated.lower():
+            text = f"the data file {location!r} is not the one that the model was made with"
+            self.ledger.add("trick", "checksum-mismatch", self.where, text)
 
 
 def scan_safetensors(reader: Reader, where: str, ledger: Ledger) -> None:

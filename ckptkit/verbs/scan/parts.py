@@ -8,6 +8,7 @@ from ckptkit.format.pytorch.source import Held, Source, Span
 from ckptkit.verbs.scan.ledger import Ledger
 
 _PIECE = 1 << 20
+_DICTIONARY = 128 << 20  # memory of an xz decoder
 
 
 def part(source: Source, offset: int, size: int) -> Source:
@@ -44,7 +45,7 @@ def unxz() -> Any:
         """lzma's own, with an error that is told apart without importing it."""
 
         def __init__(self) -> None:
-            self.inner = lzma.LZMADecompressor()
+            self.inner = lzma.LZMADecompressor(memlimit=_DICTIONARY)
 
         def __getattr__(self, name: str) -> Any:
             return getattr(self.inner, name)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ckptkit.format.pytorch.source import Source
 from ckptkit.verbs.scan.ledger import Ledger
-from ckptkit.verbs.scan.parts import DAMAGED, bunzip2, head, part, raw_deflate, unpack, unxz
+from ckptkit.verbs.scan.parts import DAMAGED, bunzip2, head, part, raw_deflate, unpack
 
 _END = Struct("<4s4xHHIIH")  # signature, members here and in all, directory size and offset, comment
 _CENTRAL = Struct("<4s4xHH4xIIIHHH8xI")
@@ -25,7 +25,7 @@ _GAP = 24  # bytes of a data descriptor, which may stand behind a member
 _SEARCHED = 1 << 20  # bytes between members that are searched for others
 _DIRECTORY = 1 << 28  # bytes of a directory that are read
 
-_METHODS = {8: raw_deflate, 12: bunzip2, 14: unxz}
+_METHODS = {8: raw_deflate, 12: bunzip2}
 
 
 class Member(NamedTuple):

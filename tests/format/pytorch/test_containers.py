@@ -254,6 +254,28 @@ class TestTorchScript:
         assert constants
         assert all(name.startswith("CONSTANTS.") for name in constants)
 
+    def test_a_frozen_module_is_not_converted_to_nothing(self, tmp_path: Path) -> None:
+        torch.jit.save(torch.jit.freeze(torch.jit.script(Net().eval())), tmp_path / "net.pt")
+        (note,) = ck.read(tmp_path / "net.pt").findings
+        assert (note.code, note.where, note.hint) == (
+            "tensors-outside", "CONSTANTS.0", "--section all reads everything"
+        )  # fmt: skip
+        with pytest.raises(CkptError) as caught:
+            ck.convert(tmp_path / "net.pt", tmp_path / "net.safetensors")
+        assert (caught.value.code, caught.value.hint) == ("nothing-selected", note.hint)
+        ck.convert(tmp_path / "net.pt", tmp_path / "net.safetensors", section="all")
+        assert list(ck.read(tmp_path / "net.safetensors")) == list(everything(tmp_path / "net.pt"))
+
+
+def test_excluding_every_tensor_is_a_mistake_and_an_empty_checkpoint_is_none(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(2)}, tmp_path / "some.pt")
+    with pytest.raises(CkptError) as caught:
+        ck.convert(tmp_path / "some.pt", tmp_path / "out.safetensors", exclude=["*"])
+    assert caught.value.code == "nothing-selected"
+    torch.save({}, tmp_path / "none.pt")
+    ck.convert(tmp_path / "none.pt", tmp_path / "out.safetensors")
+    assert len(ck.read(tmp_path / "out.safetensors")) == 0
+
 
 @pytest.mark.filterwarnings("ignore")
 class TestExport:

@@ -6,12 +6,14 @@ import resource
 import struct
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ckptkit as ck
 from ckptkit.core.budgets import Budgets
 from ckptkit.core.errors import CkptError
 from ckptkit.format.pytorch.machine import Unpickled, load
@@ -247,9 +249,9 @@ _HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "long past the end": (lambda: b"\x8a\x20abc.", "truncated"),
     "frame past the end": (lambda: b"\x80\x04\x95" + b"\xff" * 8 + b"K\x01.", "truncated"),
     "negative long": (lambda: b"\x8b\xff\xff\xff\xff.", "pickle-invalid"),
-    "long of a megabyte": (lambda: b"\x8b\0\0\x10\0" + bytes(1 << 20) + b".", "over-budget"),
-    "digits of a megabyte": (lambda: b"I" + b"9" * (1 << 20) + b"\n.", "over-budget"),
-    "digits": (lambda: b"L" + b"9" * 4_000 + b"L\n.", "over-budget"),
+    "long of two gigabytes": (lambda: b"\x8b\xff\xff\xff\x7f" + bytes(1 << 20) + b".", "truncated"),
+    "endless digits": (lambda: b"I" + b"9" * (1 << 20), "truncated"),
+    "many digits that are none": (lambda: b"I" + b"9" * 400 + b"x\n.", "pickle-invalid"),
     "no digits": (lambda: b"Ix\n.", "pickle-invalid"),
     "arabic digits": (lambda: "I٣\n.".encode(), "pickle-invalid"),
     "no float": (lambda: b"F__\n.", "pickle-invalid"),
@@ -260,10 +262,29 @@ _HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "endless name": (lambda: b"c" + b"a" * (1 << 20) + b"\nb\n.", "over-budget"),
     "marks": (lambda: b"(" * 5_000_000 + b".", "over-budget"),
     "objects": (lambda: b"]" * 8_000_000 + b".", "over-budget"),
+    "copies": (lambda: b"]" + b"2a" * 3_000_000 + b".", "over-budget"),
     "one-tuples": (lambda: b")" + b"\x85" * 8_000_000 + b".", "over-budget"),
     "calls": (lambda: b"cos\nsystem\nq\0)R" + b"h\0)R" * 1_000_000 + b".", "over-budget"),
     "popped lists": (lambda: b"(0" * 500_000 + b"]0" * 800_000 + b"K\x01.", "over-budget"),
 }
+
+
+@pytest.mark.parametrize("protocol", range(5))
+def test_an_integer_beyond_the_budget_is_a_value_unknown(protocol: int) -> None:
+    """It is never worked out, which would take the square of its length, and the rest is read."""
+    data = pickle.dumps({"huge": 10**400, "low": -(10**400), "small": 2**63}, protocol)
+    assert plain(load(data).value) == {"huge": None, "low": None, "small": 2**63}
+    start = time.process_time()
+    long = load(b"(I" + b"9" * (4 << 20) + b"\n\x8b\0\0\x40\0" + b"\xff" * (4 << 20) + b"K\x01l.").value
+    assert plain(long) == [None, None, 1]
+    assert time.process_time() - start < 0.5
+
+
+def test_a_checkpoint_with_a_huge_integer_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"seed": 10**400, "step": 3}))
+    leaves = {leaf.path: leaf for leaf in ck.read(tmp_path / "a.pkl").objects}
+    assert (leaves["seed"].type, leaves["seed"].value) == ("int", None)
+    assert leaves["step"].value == 3
 
 
 @pytest.mark.parametrize("name", _HOSTILE)

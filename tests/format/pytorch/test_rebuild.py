@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ckptkit as ck
 from ckptkit.core.errors import CkptError
 from ckptkit.core.options import ReadOptions
 from ckptkit.core.storage import MemoryStorage
@@ -184,6 +185,21 @@ def test_tensors_without_data_are_told(tmp_path: Path) -> None:
     (finding,) = found.findings
     assert (finding.code, finding.where) == ("tensor-absent", "m")
     assert "[3, 4]" in finding.message
+
+
+@pytest.mark.parametrize("kind", ["meta", "uninitialised"])
+def test_a_tensor_without_data_is_a_loss(tmp_path: Path, kind: str) -> None:
+    absent = torch.ones(2, device="meta") if kind == "meta" else torch.nn.parameter.UninitializedParameter()
+    torch.save(
+        {"model": {"w": torch.ones(2), "m": absent}, "optimizer": {"x": torch.ones(1)}}, tmp_path / "a.pt"
+    )
+    for target in ("out.pt", "out.safetensors"):
+        with pytest.raises(ck.CkptError) as caught:
+            ck.convert(tmp_path / "a.pt", tmp_path / target)
+        assert (caught.value.code, caught.value.where) == ("tensor-absent", "model.m")
+        ck.convert(tmp_path / "a.pt", tmp_path / target, allow_loss=["tensor-absent"])
+        assert list(ck.read(tmp_path / target)) == ["w"]
+    ck.convert(tmp_path / "a.pt", tmp_path / "x.safetensors", section="optimizer")
 
 
 def test_storages_alone(tmp_path: Path) -> None:

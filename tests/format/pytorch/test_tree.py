@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ckptkit as ck
 from ckptkit.core.dtypes import dtype
 from ckptkit.core.errors import CkptError
 from ckptkit.core.options import ReadOptions
@@ -276,8 +277,12 @@ def test_a_module_is_its_state_dict(tmp_path: Path, protocol: int) -> None:
     assert leaves["hidden"].value == 7
     assert leaves["conv"].type == "torch.nn.modules.conv.Conv2d"
     assert not any(path.startswith("rnn._flat_weights.") for path in leaves)
+    (note,) = found.findings
+    assert (note.code, note.severity) == ("tensors-outside", "note")
+    assert note.message.startswith("4 tensors stand outside the state dict: ")
     everything = saved(tmp_path, module, section="all")
     assert set(everything.tensors) >= set(found.tensors) | {"passing", "plain", "listed.0"}
+    assert not everything.findings
 
 
 def test_modules_in_trainer_checkpoints(tmp_path: Path) -> None:
@@ -288,7 +293,7 @@ def test_modules_in_trainer_checkpoints(tmp_path: Path) -> None:
     found = saved(tmp_path, {"epoch": 1, "model": None, "ema": module.half()})
     assert found.section == "ema"
     same_all(found, module.state_dict())
-    assert [finding.code for finding in found.findings] == ["ema-chosen"]
+    assert [finding.code for finding in found.findings] == ["ema-chosen", "tensors-outside"]
 
 
 def test_wrapped_modules(tmp_path: Path) -> None:
@@ -583,3 +588,30 @@ def test_the_same_state_dict_twice_is_fine(tmp_path: Path) -> None:
     found = saved(tmp_path, {"model": state, "ema": state, "best": state}, section="all")
     assert len(found.tensors) == 9_000
     assert found.tensors["model.w7"].storage == found.tensors["ema.w7"].storage
+
+
+def _long_twice() -> bytes:
+    key = "k" * 300
+    return pickle.dumps({key: {"end": np.ones(1)}, key + ".end": np.ones(1)})
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "start", "end"),
+    [
+        (b"\x80\x02" + b"]" * 2_000 + b"a" * 1_999 + b".", "over-budget", "0.0.0", ".0.0.0"),
+        (_long_twice(), "name-collision", "kkk", "kkk.end"),
+    ],
+    ids=["deep", "collision"],
+)
+def test_errors_begin_with_the_file(tmp_path: Path, data: bytes, code: str, start: str, end: str) -> None:
+    path = tmp_path / "x.pkl"
+    path.write_bytes(data)
+    with pytest.raises(CkptError) as caught:
+        ck.read(path)
+    assert caught.value.code == code
+    file, _, inner = str(caught.value.where).partition(": ")
+    assert file == str(path)
+    assert len(inner) == 100
+    assert inner.startswith(start)
+    assert inner.endswith(end)
+    assert "…" in inner

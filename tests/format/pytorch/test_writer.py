@@ -20,6 +20,7 @@ from ckptkit.core.storage import MemoryStorage
 from ckptkit.core.stream import write_file
 from ckptkit.core.tensor import Extent, Tensor
 from ckptkit.core.views import view
+from ckptkit.format import registry
 from ckptkit.format.pytorch import layout
 from ckptkit.format.pytorch.zipfile_writer import Member, archive
 
@@ -180,6 +181,16 @@ def test_dtypes_torch_lacks_are_refused(name: str) -> None:
     with pytest.raises(CkptError) as error:
         layout(TensorGraph({"w": tensor}, Origin("memory", "pytorch")), "x.pt", WriteOptions())
     assert (error.value.code, error.value.where) == ("dtype-unsupported", "w")
+
+
+@pytest.mark.parametrize("name", ["quint4x2", "quint2x4"])
+@pytest.mark.parametrize("target", ["pytorch", "safetensors"])
+def test_no_writer_sends_packed_quantised_tensors_to_the_other(name: str, target: str) -> None:
+    tensor = view(MemoryStorage(bytes(3), 1), DTYPES[name], (4,), (1,), 0)
+    graph = TensorGraph({"w": tensor}, Origin("memory", "pytorch"))
+    with pytest.raises(CkptError) as error:
+        registry.named(target).load().layout(graph, "x", WriteOptions())
+    assert error.value.hint == "leave it out with --exclude, or dequantize it in torch first"
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 1)])

@@ -1,0 +1,42 @@
+"""docs/security.md names tests that exist, and docs/references.md says what the libraries installed here do."""
+
+import ast
+import re
+
+import pytest
+
+from tests.support import ROOT
+
+HERE = ROOT / "tests" / "safety"
+PAGE = (ROOT / "docs" / "security.md").read_text("utf-8")
+NAMED = re.compile(r"`(test_\w+\.py)::(test_\w+)`")
+
+
+def test_every_test_that_is_named_exists() -> None:
+    named = NAMED.findall(PAGE)
+    assert len(named) > 15
+    for file, name in named:
+        tree = ast.parse((HERE / file).read_text("utf-8"))
+        assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, (
+            f"{file}::{name}"
+        )
+
+
+def test_every_threat_has_a_test() -> None:
+    table = PAGE.partition("| threat |")[2].partition("\n\n")[0]
+    rows = [row for row in table.split("\n")[2:] if row]
+    assert [row for row in rows if not NAMED.search(row)] == []
+
+
+def test_the_reference_libraries_still_do_that() -> None:
+    for package in ("torch", "safetensors", "onnx"):
+        pytest.importorskip(package, reason="needs torch and onnx")
+    from importlib.metadata import version
+
+    from tests.safety.references import page
+
+    text = (ROOT / "docs" / "references.md").read_text("utf-8")
+    for package in ("torch", "safetensors", "onnx"):
+        if f"{package} {version(package).partition('+')[0]}" not in text:
+            pytest.skip(f"the page was measured with another {package}")
+    assert page() == text
