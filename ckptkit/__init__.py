@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from ckptkit.format import formats, read
     from ckptkit.rules.outcome import Rewrite
     from ckptkit.rules.ruleset import Rules
+    from ckptkit.targets.contract import Contract
+    from ckptkit.verbs.check import CheckReport, check
     from ckptkit.verbs.convert import Plan, Receipt, convert, plan, write
     from ckptkit.verbs.diff import Diff, diff
     from ckptkit.verbs.digest import Digest, digest
@@ -35,7 +37,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Budgets": "ckptkit.core.budgets",
+    "CheckReport": "ckptkit.verbs.check",
     "CkptError": "ckptkit.core.errors",
+    "Contract": "ckptkit.targets.contract",
     "DType": "ckptkit.core.dtypes",
     "Diff": "ckptkit.verbs.diff",
     "Digest": "ckptkit.verbs.digest",
@@ -49,6 +53,7 @@ _HOME = {
     "ScanReport": "ckptkit.verbs.scan",
     "Tensor": "ckptkit.core.tensor",
     "TensorGraph": "ckptkit.core.graph",
+    "check": "ckptkit.verbs.check",
     "convert": "ckptkit.verbs.convert",
     "diff": "ckptkit.verbs.diff",
     "digest": "ckptkit.verbs.digest",
@@ -63,7 +68,9 @@ _HOME = {
 
 __all__ = [
     "Budgets",
+    "CheckReport",
     "CkptError",
+    "Contract",
     "DType",
     "Diff",
     "Digest",
@@ -77,6 +84,7 @@ __all__ = [
     "ScanReport",
     "Tensor",
     "TensorGraph",
+    "check",
     "convert",
     "diff",
     "digest",

@@ -24,6 +24,8 @@ _COMMANDS = {
     "show": "Look",
     "diff": "Compare",
     "digest": "Compare",
+    "check": "Gate",
+    "contract": "Gate",
     "scan": "Gate",
     "convert": "Change",
     "rules": "Change",

@@ -100,12 +100,21 @@ def _zeros(head: Head) -> CkptError | None:
 
 _OID = re.compile(rb"^oid (sha256:[0-9a-f]{64})", re.MULTILINE)
 _SIZE = re.compile(rb"^size (\d{1,20})", re.MULTILINE)
+_LFS = b"version https://git-lfs"
+
+
+def lfs_pointer(data: bytes) -> tuple[str, int] | None:
+    """SHA-256 (hexadecimal digits) and size of the file that a git-LFS pointer stands for; None if it is none."""
+    oid, size = _OID.search(data), _SIZE.search(data)
+    if not data.startswith(_LFS) or oid is None or size is None:
+        return None
+    return oid[1].decode().removeprefix("sha256:"), int(size[1])
 
 
 def _pointer(head: Head) -> CkptError | None:
     if head.data.startswith(b"# xet version"):
         return _error(head, "lfs-pointer", "this is a git-xet pointer, not the file itself", "git xet pull")
-    if not head.data.startswith(b"version https://git-lfs"):
+    if not head.data.startswith(_LFS):
         return None
     oid, size = _OID.search(head.data), _SIZE.search(head.data)
     facts = [f"of {int(size[1]):,} bytes"] if size else []

@@ -25,7 +25,9 @@ HEAVY = {
 
 NONE: set[str] = set()
 NUMBERS = {"numpy", "ml_dtypes"}
-COMMANDS = ("inspect", "show", "diff", "digest", "scan", "convert", "rules", "export", "prove", "formats")
+COMMANDS = (
+    "inspect", "show", "diff", "digest", "check", "contract", "scan", "convert", "rules", "export", "prove", "formats",
+)  # fmt: skip
 INPUTS = ("x.safetensors", "x.pt", "x.onnx")
 
 # (command line, heavy packages it may load, exit code). x.* are the samples, changed.pt is x.pt
@@ -63,6 +65,15 @@ CASES: list[tuple[str, set[str], int]] = [
     ("scan x.pt --json", NONE, 0),
     ("scan x.pt --format sarif", NONE, 0),
     ("scan lfs.bin", NONE, 2),
+    *((f"check {path} --target x.ckpt.yaml", {"yaml"}, 0) for path in INPUTS),
+    ("check x.safetensors", {"yaml"}, 0),
+    ("check x.pt --target x.onnx", NONE, 0),
+    ("check x.pt lfs.bin --format junit", {"yaml"}, 2),
+    ("check x.safetensors x.pt --json", {"yaml"}, 0),
+    ("check x.pt --values", {"yaml", *NUMBERS}, 0),
+    ("contract x.pt", {"yaml"}, 0),
+    ("contract x.pt -o new.ckpt.yaml --files", {"yaml"}, 0),
+    ("contract x.pt --digest", {"yaml", "blake3"}, 0),
     ("convert x.pt y.safetensors", NONE, 0),
     ("convert x.pt y.pt", NONE, 0),
     ("convert x.safetensors y.pt", NONE, 0),
@@ -118,6 +129,8 @@ def folder(tmp_path: Path) -> Path:
     weights = struct.pack("<2f", 0.25, -0.25)
     (tmp_path / "changed.pt").write_bytes((tmp_path / "x.pt").read_bytes().replace(weights, weights[::-1]))
     samples.lfs_pointer(tmp_path / "lfs.bin")
+    contract = "ckptkit-contract: 1\ntensors:\n  fc.weight: float32 [2, 3]\n  fc.bias: float32 [2]\n"
+    (tmp_path / "x.ckpt.yaml").write_text(contract, "utf-8")
     return tmp_path
 
 

@@ -1,0 +1,162 @@
+"""`ckptkit check`: does a checkpoint fit what it is meant for?"""
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from ckptkit.cli import options
+from ckptkit.cli.text import emit
+from ckptkit.core.errors import CkptError
+
+if TYPE_CHECKING:
+    from ckptkit.targets.target import Target
+    from ckptkit.verbs.check import CheckReport
+
+
+class Outcome(NamedTuple):
+    """The answer for one path: a report, or why there is none."""
+
+    path: str
+    report: "CheckReport | None"
+    error: CkptError | None
+
+    @property
+    def code(self) -> int:
+        return 2 if self.report is None else int(not self.report.fits)
+
+
+class _Job(NamedTuple):
+    path: str
+    target: str | None
+    error: CkptError | None = None
+
+
+@click.command(
+    epilog=options.examples(
+        "ckptkit check model.safetensors --target model.ckpt.yaml",
+        "ckptkit check tuned.pt --target base.safetensors --allow-mismatch 'fc.*'",
+        "ckptkit check last.ckpt",
+        "ckptkit check --all --format github",
+    )
+)
+@click.argument("paths", metavar="PATH...", nargs=-1, type=click.Path())
+@click.option(
+    "--target",
+    metavar="T",
+    type=click.Path(),
+    help="A contract, or another checkpoint or ONNX model, by its path.",
+)
+@click.option("--all", "everything", is_flag=True, help="Every contract here and below, with its checkpoint.")
+@click.option(
+    "--allow-missing", metavar="GLOB", multiple=True, help="Tensors that may be missing. Repeatable."
+)
+@click.option(
+    "--allow-unexpected", metavar="GLOB", multiple=True, help="Tensors that nothing expects. Repeatable."
+)
+@click.option(
+    "--allow-mismatch", metavar="GLOB", multiple=True, help="Tensors of another dtype or shape. Repeatable."
+)
+@click.option(
+    "--values", is_flag=True, help="Read the tensors too: NaN, infinity, weights that are all one number."
+)
+@options.section
+@options.variant
+@options.output("text", "json", "github", "junit", "markdown")
+@options.quiet
+def command(
+    paths: tuple[str, ...],
+    target: str | None,
+    everything: bool,
+    style: str | None,
+    quiet: bool,
+    **chosen: Any,
+) -> int:
+    """Does a checkpoint fit what it is meant for?
+
+    Without --target, PATH is checked against the contract that belongs to it: NAME.ckpt.yaml beside it, or the one
+    that .ckptkit.toml names; without one, its health is judged. A contract as PATH stands for its checkpoint. Exit
+    code 0: all fit; 1: some do not; 2: some could not be read.
+    """
+    if not paths and not everything:
+        raise click.UsageError("missing argument 'PATH...'")
+    from ckptkit.cli import checkstyles
+
+    jobs = [_Job(path, target) for path in paths] if target is not None else list(_jobs(paths, everything))
+    outcomes = _run(jobs, chosen)
+    code = 0
+
+    def counted() -> Iterator[Outcome]:
+        nonlocal code
+        for outcome in outcomes:
+            code = max(code, outcome.code)
+            yield outcome
+
+    several = len(jobs) > 1
+    if style in (None, "text"):
+        checkstyles.text(counted(), quiet=quiet, several=several)
+    else:
+        emit(checkstyles.STYLES[str(style)](counted(), several))
+        sys.stdout.flush()
+    return code
+
+
+def _jobs(paths: tuple[str, ...], everything: bool) -> Iterator[_Job]:
+    """Each checkpoint once, with the contract that belongs to it."""
+    from ckptkit.targets.belonging import (
+        CONFIGURATION,
+        checkpoint_of,
+        contract_of,
+        contracts_below,
+        mapping,
+        model_of,
+    )
+    from ckptkit.targets.resolve import is_contract
+
+    configured = mapping()
+    seen: set[str] = set()
+    everything = everything or any(os.path.basename(path) in CONFIGURATION for path in paths)
+    named = [path for path in paths if os.path.basename(path) not in CONFIGURATION]
+    for path in (*named, *(contracts_below() if everything else ())):
+        try:
+            contract = path if is_contract(path) else None
+            model = checkpoint_of(path) if contract else model_of(path)
+            if model is None:  # the configuration of something that is no checkpoint
+                continue
+            contract = contract or contract_of(model, configured)
+        except CkptError as error:
+            yield _Job(path, None, error)
+            continue
+        key = os.path.realpath(model)
+        if key not in seen:
+            seen.add(key)
+            yield _Job(model, contract)
+
+
+def _run(jobs: Iterable[_Job], chosen: Mapping[str, Any]) -> Iterator[Outcome]:
+    """One after the other; a target is read once, and one that cannot be read hides no other."""
+    from ckptkit.format import read
+    from ckptkit.targets.resolve import resolve
+    from ckptkit.verbs.check import check
+    from ckptkit.verbs.check.health import health
+
+    target: Target | None = None
+    last: str | None = None
+    for path, named, error in jobs:
+        try:
+            if error is not None:
+                raise error
+            if named is None:
+                graph = read(path, chosen["section"], variant=chosen["variant"])
+                yield Outcome(path, health(graph, values=chosen["values"]), None)
+                continue
+            if target is None or named != last:
+                target, last = resolve(named), named
+            yield Outcome(path, check(path, target, **chosen), None)
+        except CkptError as failure:
+            yield Outcome(path, None, failure)
+
+
+__all__ = ["Outcome", "command"]

@@ -1,0 +1,40 @@
+"""Right model, other naming: presets of rules that give a target its names, tried before they are offered."""
+
+from collections.abc import Mapping
+
+from ckptkit.core.dtypes import DTYPES
+from ckptkit.core.errors import CkptError
+from ckptkit.core.graph import Origin, TensorGraph
+from ckptkit.core.tensor import Tensor
+from ckptkit.match.fit import concrete
+from ckptkit.targets.target import Target, weights
+
+_MOST = 500_000  # characters of all names that presets are tried on: some ten thousand tensors
+
+
+def presets(graph: TensorGraph, target: Target, sizes: Mapping[str, int]) -> list[str]:
+    """The presets (`NAME` or `NAME --reverse`) that turn the checkpoint into exactly what the target expects."""
+    if sum(map(len, graph)) + sum(map(len, target.tensors)) > _MOST:
+        return []
+    from ckptkit.rules.recognise import candidates
+
+    aim = target.source or _imagined(graph, target, sizes)
+    if aim is None:
+        return []
+    try:
+        return [label for label, _ in candidates(graph, {}, aim)]
+    except CkptError:  # no rules for this: the caller says that nothing fits
+        return []
+
+
+def _imagined(graph: TensorGraph, target: Target, sizes: Mapping[str, int]) -> TensorGraph | None:
+    """A checkpoint that fits the target, without bytes; None where it leaves something open."""
+    wanted = {}
+    dtype = next((tensor.dtype for tensor in weights(graph).values() if tensor.dtype.kind == "float"), None)
+    for name, spec in target.tensors.items():
+        shape = concrete(spec, sizes)
+        if spec.optional or dtype is None or shape is None or None in shape:
+            return None
+        kind = DTYPES[spec.dtypes[0]] if spec.dtypes else dtype
+        wanted[name] = Tensor(kind, tuple(size for size in shape if size is not None))
+    return TensorGraph(wanted, Origin(target.path, "safetensors"))

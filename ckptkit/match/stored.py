@@ -1,0 +1,64 @@
+"""The files of a checkpoint as a contract states them: SHA-256 and size, of the file or of its git-LFS pointer."""
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from ckptkit.core.errors import CkptError
+from ckptkit.core.files import File, beside
+from ckptkit.format.foreign import lfs_pointer
+from ckptkit.targets.target import Stored
+
+_POINTER = 1024  # bytes; the specification's limit
+_BLOCK = 4 << 20
+
+
+class Compared(NamedTuple):
+    """One file: what is there, None for nothing, and whether it is a git-LFS pointer."""
+
+    name: str
+    expected: Stored
+    found: Stored | None
+    pointer: bool
+
+
+def compare(path: str, expected: Mapping[str, Stored]) -> Iterator[Compared]:
+    """Look at each file beside the checkpoint (in it, for a folder). Sizes first: what has another is not read.
+
+    Raises CkptError `outside-folder`, `io-error`.
+    """
+    folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
+    for name, stored in expected.items():
+        place = str(beside(folder, name))
+        if not os.path.exists(place):
+            yield Compared(name, stored, None, False)
+            continue
+        found, pointer = _look(place, stored.size)
+        yield Compared(name, stored, found, pointer)
+
+
+def stored(path: str) -> Stored:
+    """SHA-256 and size of a file, or what its git-LFS pointer states."""
+    return _look(path, None)[0]
+
+
+def _look(path: str, expected: int | None) -> tuple[Stored, bool]:
+    import hashlib
+
+    file = File.at(path)
+    with file.open() as reader:
+        if file.size <= _POINTER:
+            named = lfs_pointer(reader.read(0, file.size))
+            if named is not None:
+                return Stored(*named), True
+        if expected not in (None, file.size):
+            return Stored("", file.size), False
+        hasher = hashlib.sha256()
+        for start in range(0, file.size, _BLOCK):
+            hasher.update(reader.read(start, min(_BLOCK, file.size - start)))
+    return Stored(hasher.hexdigest(), file.size), False
+
+
+def is_pointer(error: CkptError) -> bool:
+    """Whether reading failed because a git-LFS pointer stands there."""
+    return error.code == "lfs-pointer"

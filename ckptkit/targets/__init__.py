@@ -1,0 +1,1 @@
+"""What a checkpoint must fit: contracts, other checkpoints."""

@@ -1,0 +1,67 @@
+"""check: does a checkpoint fit what it is meant for? And if not: why, and what mends it."""
+
+import os
+from collections.abc import Sequence
+
+from ckptkit.core.errors import CkptError
+from ckptkit.core.graph import TensorGraph
+from ckptkit.format import read
+from ckptkit.match import stored
+from ckptkit.targets.contract import Contract
+from ckptkit.targets.resolve import resolve
+from ckptkit.targets.target import Target, weights
+from ckptkit.verbs.check.judge import Allowed, judge
+from ckptkit.verbs.check.report import CheckReport, Misfit
+from ckptkit.verbs.check.values import values as measured
+from ckptkit.verbs.check.whole import files, from_pointer
+
+__all__ = ["Allowed", "CheckReport", "Misfit", "check"]
+
+
+def check(
+    source: TensorGraph | str | os.PathLike[str],
+    target: Target | Contract | TensorGraph | str | os.PathLike[str],
+    *,
+    section: str | None = None,
+    variant: str | None = None,
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+    allow_mismatch: Sequence[str] = (),
+    values: bool = False,
+) -> CheckReport:
+    """Check a checkpoint against a target.
+
+    Args:
+        source: a path, or a graph as `read` gives it.
+        target: a contract or another checkpoint, by its path or as it was read.
+        section, variant: as in `read`, for a path.
+        allow_missing, allow_unexpected, allow_mismatch: shell patterns of names whose absence, presence or other
+            dtype or shape is no error.
+        values: read the tensors too: NaN and infinity are errors, weights that are all one number warnings.
+
+    Only headers are read, unless `values` or a contract's policies, digest or files ask for more. Where the contract
+    states the files and a git-LFS pointer stands in their place, the pointer is compared.
+
+    Raises CkptError when the checkpoint or the target cannot be read.
+    """
+    aim = _target(target)
+    allowed = Allowed(tuple(allow_missing), tuple(allow_unexpected), tuple(allow_mismatch))
+    if isinstance(source, TensorGraph):
+        return judge(source, aim, allowed, measured(weights(source)) if values else ())
+    path = os.fspath(source)
+    try:
+        graph = read(path, section, variant=variant)
+    except CkptError as error:
+        if stored.is_pointer(error) and aim.files:
+            return from_pointer(path, aim)
+        raise
+    found = [*files(path, aim), *(measured(weights(graph)) if values else ())]
+    return judge(graph, aim, allowed, found)
+
+
+def _target(target: Target | Contract | TensorGraph | str | os.PathLike[str]) -> Target:
+    if isinstance(target, Target):
+        return target
+    if isinstance(target, Contract):
+        return target.target()
+    return Target.of(target) if isinstance(target, TensorGraph) else resolve(target)
