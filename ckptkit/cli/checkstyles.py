@@ -120,11 +120,12 @@ def _counts(found: "CheckReport") -> str:
 
 def _json(outcomes: "Iterable[Outcome]", several: bool) -> Iterator[str]:
     from ckptkit.cli import jsontext
+    from ckptkit.core.jsonable import dumps
 
     documents = (
         jsontext.error(outcome.error, outcome.path)
         if outcome.error is not None
-        else jsontext.dumps(_document(outcome.report))  # type: ignore[arg-type]
+        else dumps(_document(outcome.report))  # type: ignore[arg-type]
         for outcome in outcomes
     )
     if not several:
