@@ -16,12 +16,18 @@ class TensorName(str):
     __slots__ = ()
 
 
+class ArgumentName(str):
+    """The value of an attribute in the body of a function that is an argument of the function: its name."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """One operator of an ONNX graph. Edges are names of values; "" marks an input left out.
 
-    `attributes` maps name → plain value: int, float, str (bytes where it is no UTF-8), tuples of them, a
-    `TensorName` or a `Subgraph` (control flow), lists of these; None for an argument of the function around it.
+    `attributes` maps name → plain value: int, float, str (bytes where it is no UTF-8, and of types), tuples of
+    them, a `TensorName` or a `Subgraph` (control flow), lists of these, or an `ArgumentName`.
     """
 
     name: str
@@ -34,7 +40,10 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """An input or output of a graph: dtype name ("" if unknown), dimensions (str symbolic, None unknown)."""
+    """An input or output of a graph: dtype name ("" if unknown), dimensions (str symbolic, None unknown).
+
+    What is no tensor has a dtype such as `sequence(float32)`, `map(int64, float32)`, and no dimensions.
+    """
 
     name: str
     dtype: str

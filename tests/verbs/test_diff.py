@@ -412,3 +412,116 @@ def test_the_size_of_a_sparse_initializer(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "b.onnx")
     found = ck.diff(tmp_path / "a.onnx", tmp_path / "b.onnx")
     assert kinds(found) == {"s.values": ("layout",), "s.indices": ("layout",)}
+
+
+def onnx_edited(path: Path, edit: Callable[[Any], object]) -> Path:
+    """The model of `onnx_model` with two inputs more and a function, changed further."""
+    onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
+    from onnx import helper
+
+    model = onnx_model()
+    model.graph.input.append(helper.make_tensor_value_info("x2", 1, [1]))
+    model.graph.input.append(
+        helper.make_value_info("s", helper.make_sequence_type_proto(helper.make_tensor_type_proto(1, None)))
+    )
+    leaky = helper.make_node("LeakyRelu", ["a"], ["b"])
+    leaky.attribute.add(name="alpha", ref_attr_name="slope", type=onnx.AttributeProto.FLOAT)
+    ours = [helper.make_opsetid("", 17)]
+    model.functions.append(helper.make_function("own", "F", ["a"], ["b"], [leaky], ours, ["slope", "other"]))
+    held = helper.make_node("Held", ["y"], ["z"], name="held", domain="own")
+    held.attribute.append(helper.make_attribute("type", helper.make_tensor_type_proto(1, [3])))
+    model.graph.node.append(held)
+    training = model.training_info.add()
+    training.algorithm.name = "step"
+    training.algorithm.node.append(helper.make_node("Sub", ["w", "g"], ["w2"]))
+    binding = training.update_binding.add()
+    binding.key, binding.value = "w", "w2"
+    edit(model)
+    onnx.save(model, path)
+    return path
+
+
+def swap_inputs(model: Any) -> None:
+    first, second, third = (type(v).FromString(v.SerializeToString()) for v in model.graph.input)
+    del model.graph.input[:]
+    model.graph.input.extend([second, first, third])
+
+
+def declare_optional(model: Any) -> None:
+    kind = model.graph.input[2].type
+    kind.Clear()
+    kind.optional_type.elem_type.tensor_type.elem_type = 1
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (swap_inputs, ("order", "inputs", ["x", "x2", "s"], ["x2", "x", "s"])),
+        (
+            declare_optional,
+            (
+                "input",
+                "s",
+                {"dtype": "sequence(float32)", "shape": None},
+                {"dtype": "optional(float32)", "shape": None},
+            ),
+        ),
+        (
+            lambda m: setattr(m.functions[0].node[0].attribute[0], "ref_attr_name", "other"),
+            ("attribute", "own.F/body/b.alpha", {"argument": "slope"}, {"argument": "other"}),
+        ),
+        (
+            lambda m: m.functions[0].input.__setitem__(0, "c"),
+            ("inputs", "own.F", ["a"], ["c"]),
+        ),
+        (
+            lambda m: setattr(m.functions[0].opset_import[0], "version", 18),
+            ("attribute", "own.F.opset ai.onnx", 17, 18),
+        ),
+        (
+            lambda m: setattr(m.training_info[0].update_binding[0], "key", "v"),
+            ("attribute", "training_info.0.update_binding", [["w", "w2"]], [["v", "w2"]]),
+        ),
+        (
+            lambda m: m.training_info[0].algorithm.node[0].input.__setitem__(1, "h"),
+            ("inputs", "training_info.0/algorithm/w2", ["w", "g"], ["w", "h"]),
+        ),
+    ],
+)
+def test_what_an_onnx_model_declares_besides_its_nodes(
+    tmp_path: Path, edit: Callable[[Any], object], told: tuple[object, ...]
+) -> None:
+    before = onnx_edited(tmp_path / "a.onnx", lambda model: None)
+    after = onnx_edited(tmp_path / "b.onnx", edit)
+    assert ck.diff(before, before).equal
+    assert [(o.what, o.name, o.a, o.b) for o in ck.diff(before, after).other] == [told]
+
+
+def test_other_operators_functions_and_types(tmp_path: Path) -> None:
+    before = onnx_edited(tmp_path / "a.onnx", lambda model: None)
+    edits: dict[str, Callable[[Any], object]] = {
+        "own.F/body/b": lambda m: setattr(m.functions[0].node[0], "op_type", "Elu"),
+        "own.G": lambda m: setattr(m.functions[0], "name", "G"),
+        "held.type": lambda m: setattr(m.graph.node[2].attribute[0].tp.tensor_type, "elem_type", 7),
+        "training_info.0": lambda m: m.ClearField("training_info"),
+    }
+    for name, edit in edits.items():
+        found = ck.diff(before, onnx_edited(tmp_path / "b.onnx", edit))
+        assert name in {other.name for other in found.other}
+        assert not found.equal
+
+
+def test_a_graph_of_no_nodes_is_a_graph(tmp_path: Path, save: Save) -> None:
+    onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
+    for name, output in (("a", "w"), ("b", "x")):
+        model = onnx_model()
+        del model.graph.node[:]
+        model.graph.output[0].name = output
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    onnx.save(onnx_model(), tmp_path / "c.onnx")
+    assert [o.what for o in ck.diff(tmp_path / "a.onnx", tmp_path / "b.onnx").other] == ["output", "output"]
+    assert "node" in [o.what for o in ck.diff(tmp_path / "a.onnx", tmp_path / "c.onnx").other]
+    weights = save("w", {"w": np.arange(6, dtype=np.float32).reshape(2, 3)})
+    found = ck.diff(weights, tmp_path / "a.onnx")
+    assert found.equal
+    assert [(o.what, o.a, o.b) for o in found.other] == [("graph", None, {"nodes": 0})]

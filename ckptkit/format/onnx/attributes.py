@@ -1,7 +1,7 @@
 """AttributeProto → a plain value, or the tensors and subgraphs that it holds.
 
 One of the value fields is set and `type` names it; models older than the field leave it out. A list may be empty.
-An attribute of a function body that refers to an argument (`ref_attr_name`) has no value.
+An attribute of a function body that refers to an argument (`ref_attr_name`) has that for its value, a type its bytes.
 """
 
 import struct
@@ -11,6 +11,7 @@ from typing import Any
 
 from ckptkit.core.dtypes import DTYPES
 from ckptkit.core.errors import CkptError
+from ckptkit.core.graph import ArgumentName
 from ckptkit.core.tensor import Tensor
 from ckptkit.format.onnx.schema import ATTRIBUTE, ATTRIBUTE_TYPES, CONSTANT_INT
 from ckptkit.format.onnx.tensors import TensorReader
@@ -82,7 +83,7 @@ class AttributeReader:
         if refers:
             if found:
                 raise CkptError("onnx-attribute", "a value and a reference to an argument", where)
-            return Attribute(name)
+            return Attribute(name, ArgumentName(refers))
         if constant and _CONSTANT_FIELDS.get(name) != held:
             raise CkptError(
                 "onnx-constant", f"a Constant with the attribute {name!r} in {held or 'nothing'}", where
@@ -129,6 +130,9 @@ class AttributeReader:
                     return Attribute(name, numbers=runs, dtype="string", shape=shape)
                 places = (at for run in runs for at in self._wire.payloads(run.start, run.end))
                 return Attribute(name, tuple(self._text(*at) for at in places))
+            case "tp" | "type_protos":
+                spans = (value or ()) if held == "type_protos" else (value,) if value else ()
+                return Attribute(name, tuple(self._message(at) for at in spans))
         return Attribute(name)
 
     def _numbers(self, name: str, held: str, runs: tuple[Run, ...], constant: bool, where: str) -> Attribute:
@@ -162,6 +166,11 @@ class AttributeReader:
             for at in ([(run.start, run.end)] if run.packed else wire.payloads(run.start, run.end))
         )
         return struct.unpack(f"<{len(data) // 4}f", data)
+
+    def _message(self, span: Span) -> bytes:
+        """A message as it stands."""
+        self._wire.spend_text(span.end - span.start, span.at)
+        return bytes(self._wire.read(span.start, span.end))
 
     def _text(self, start: int, end: int) -> str | bytes:
         """A string attribute: text if it is UTF-8, else its bytes."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from ckptkit.core.files import File
+from ckptkit.core.graph import Node
 from ckptkit.core.tensor import Tensor
 from ckptkit.format.onnx.wire import Span
 
@@ -37,6 +38,7 @@ class Stored:
 class Native:
     """A model as read: its file, each tensor by the name it has there, its metadata_props, and its scopes.
 
+    `routines` are model-local functions and training info, each as a node: its signature, its bodies as attributes.
     `scopes` maps where each graph or function starts to what the names of its tensors begin with.
     """
 
@@ -44,3 +46,4 @@ class Native:
     tensors: dict[str, Stored]
     metadata: dict[str, str]
     scopes: dict[int, str]
+    routines: tuple[Node, ...] = ()

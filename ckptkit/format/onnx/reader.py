@@ -25,7 +25,7 @@ from ckptkit.core.tensor import Tensor
 from ckptkit.format.onnx.attributes import AttributeReader
 from ckptkit.format.onnx.external import DataFiles
 from ckptkit.format.onnx.native import Frame, Native, Stored
-from ckptkit.format.onnx.schema import FUNCTION, GRAPH, MODEL, NODE, OPSET, PAIR, TENSOR, TRAINING
+from ckptkit.format.onnx.schema import BINDINGS, FUNCTION, GRAPH, MODEL, NODE, OPSET, PAIR, TENSOR, TRAINING
 from ckptkit.format.onnx.tensors import TensorReader
 from ckptkit.format.onnx.values import value_info
 from ckptkit.format.onnx.wire import Span, Wire, signed
@@ -80,6 +80,7 @@ class _Model:
         self._scopes: dict[int, str] = {}
         self._operators: Counter[str] = Counter()
         self._waiting: list[_Body] = []
+        self._routines: list[Node] = []
         self._ir_version = 0
 
     def graph(self) -> TensorGraph:
@@ -104,7 +105,7 @@ class _Model:
             outputs=main.outputs,
             metadata=metadata,
             findings=tuple(self._findings()),
-            native=Native(self._file, stored, dict(metadata), self._scopes),
+            native=Native(self._file, stored, dict(metadata), self._scopes, tuple(self._routines)),
         )
 
     def _bodies(self, model: dict[str, Any]) -> _Body:
@@ -112,11 +113,15 @@ class _Model:
         main = _Body(Frame(model["graph"], None), "", 0)
         self._waiting.append(main)
         for span in model.get("functions", []):
-            self._waiting.append(_Body(Frame(span, None), "", 0, main=False, is_function=True))
+            slot: tuple[Any, Any] = ({}, "body")
+            self._waiting.append(_Body(Frame(span, None), "", 0, main=False, is_function=True, slot=slot))
         for index, span in enumerate(model.get("training_info", [])):
-            frame = Frame(span, None)
+            frame, label = Frame(span, None), f"training_info.{index}"
+            parts = self._bindings(span)
+            self._routines.append(Node(label, "training", "", (), (), parts))
             for part, at in self._wire.message(span.start, span.end, TRAINING).items():
-                self._waiting.append(_Body(Frame(at, frame), f"training_info.{index}/{part}/", 0, main=False))
+                slot = (parts, part)
+                self._waiting.append(_Body(Frame(at, frame), f"{label}/{part}/", 0, main=False, slot=slot))
         done = []
         while self._waiting:
             body = self._waiting.pop()
@@ -166,8 +171,25 @@ class _Model:
         message = wire.message(frame.span.start, frame.span.end, FUNCTION)
         body.name = ".".join(filter(None, (message.get(key) for key in ("domain", "name", "overload"))))
         body.scope = f"{body.name}/"
-        self._attributes(body, body.name, message.get("attribute_proto", []), frame)
+        arguments = dict.fromkeys(message.get("attribute", ()))
+        arguments |= self._attributes(body, body.name, message.get("attribute_proto", []), frame)
         body.nodes = tuple(self._nodes(body, message.get("node", [])))
+        assert body.slot is not None
+        parts = body.slot[0]
+        parts |= {f"argument {name}": value for name, value in arguments.items()}
+        parts |= {f"opset {domain}": version for domain, version in self._opsets(message).items()}
+        signature = tuple(message.get("input", ())), tuple(message.get("output", ()))
+        self._routines.append(Node(body.name, "function", "", *signature, parts))
+
+    def _bindings(self, span: Span) -> dict[str, Any]:
+        """Which values training puts into which tensors."""
+        found = self._wire.message(span.start, span.end, BINDINGS)
+        pairs = {
+            key: [self._wire.message(at.start, at.end, PAIR) for at in spans] for key, spans in found.items()
+        }
+        return {
+            key: tuple((p.get("key", ""), p.get("value", "")) for p in some) for key, some in pairs.items()
+        }
 
     def _nodes(self, body: _Body, spans: list[Span]) -> Iterator[Node]:
         wire, operators = self._wire, self._operators
@@ -268,11 +290,16 @@ class _Model:
             pairs[key] = pair.get("value", "")
         return pairs
 
-    def _origin(self, model: dict[str, Any], main: _Body) -> Origin:
+    def _opsets(self, message: dict[str, Any]) -> dict[str, int]:
+        """Domain → version, of a model or a function."""
         opsets = {}
-        for span in model.get("opset_import", []):
+        for span in message.get("opset_import", []):
             found = self._wire.message(span.start, span.end, OPSET)
             opsets[found.get("domain", "") or "ai.onnx"] = signed(found.get("version", 0))
+        return opsets
+
+    def _origin(self, model: dict[str, Any], main: _Body) -> Origin:
+        opsets = self._opsets(model)
         producer = " ".join(filter(None, (model.get("producer_name"), model.get("producer_version"))))
         data_files = self._data_files.files
         words = [f"IR {self._ir_version}"]

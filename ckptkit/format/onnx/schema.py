@@ -33,6 +33,7 @@ MODEL = schema(
 OPSET = schema(domain=(1, TEXT), version=(2, INT))
 PAIR = schema(key=(1, TEXT), value=(2, TEXT))
 TRAINING = schema(initialization=(1, SPAN), algorithm=(2, SPAN))
+BINDINGS = schema(initialization_binding=(3, SPANS), update_binding=(4, SPANS))  # of TrainingInfoProto too
 GRAPH = schema(
     node=(1, SPANS),
     name=(2, TEXT),
@@ -45,7 +46,9 @@ FUNCTION = schema(
     name=(1, TEXT),
     input=(4, TEXTS),
     output=(5, TEXTS),
+    attribute=(6, TEXTS),
     node=(7, SPANS),
+    opset_import=(9, SPANS),
     domain=(10, TEXT),
     attribute_proto=(11, SPANS),
     overload=(13, TEXT),
@@ -97,7 +100,15 @@ TENSOR = schema(
 )
 SPARSE = schema(values=(1, SPAN), indices=(2, SPAN), dims=(3, INTS))
 VALUE = schema(name=(1, TEXT), type=(2, SPAN))
-TYPE = schema(tensor_type=(1, SPAN), sparse_tensor_type=(8, SPAN))
+TYPE = schema(
+    tensor_type=(1, SPAN),
+    sequence_type=(4, SPAN),
+    map_type=(5, SPAN),
+    sparse_tensor_type=(8, SPAN),
+    optional_type=(9, SPAN),
+)
+ELEMENT_TYPE = schema(elem_type=(1, SPAN))  # of a sequence or an optional
+MAP_TYPE = schema(key_type=(1, INT), value_type=(2, SPAN))
 TENSOR_TYPE = schema(elem_type=(1, INT), shape=(2, SPAN))
 SHAPE = schema(dim=(1, SPANS))
 DIMENSION = schema(dim_value=(1, INT), dim_param=(2, TEXT))

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ckptkit.core.graph import Node, Subgraph, TensorGraph, TensorName, Value
+from ckptkit.core.graph import ArgumentName, Node, Subgraph, TensorGraph, TensorName, Value
 from ckptkit.verbs.diff.result import Other
 
 
@@ -21,12 +21,11 @@ def others(a: TensorGraph, b: TensorGraph) -> Iterator[Other]:
     """The differences, those of the graph first."""
     if is_graph(a) and is_graph(b):
         yield from _changes("opset", _opsets(a), _opsets(b))
-        yield from _changes("input", _values(a.inputs), _values(b.inputs))
-        yield from _changes("output", _values(a.outputs), _values(b.outputs))
+        for what, theirs, ours in (("input", a.inputs, b.inputs), ("output", a.outputs, b.outputs)):
+            yield from _changes(what, _values(theirs), _values(ours))
+            yield from _order(f"{what}s", theirs, ours)
         yield from _nodes(_flat(a.nodes), _flat(b.nodes))
-        functions = [graph.origin.details.get("functions", 0) for graph in (a, b)]
-        if functions[0] != functions[1]:
-            yield Other("functions", "", *functions)
+        yield from _nodes(_flat(_routines(a)), _flat(_routines(b)))
     elif is_graph(a) or is_graph(b):
         yield Other("graph", "", _count(a), _count(b), counts=False)
     yield from _changes("metadata", a.metadata, b.metadata, counts=False)
@@ -40,6 +39,7 @@ def facts(graph: TensorGraph) -> Iterator[tuple[str, str, Any]]:
         ("input", _values(graph.inputs)),
         ("output", _values(graph.outputs)),
         ("node", _flat(graph.nodes)),
+        ("node", _flat(_routines(graph))),
         ("metadata", graph.metadata),
         ("object", _objects(graph)),
     )
@@ -55,6 +55,23 @@ def _changes(
         x, y = a.get(name), b.get(name)
         if repr(x) != repr(y):  # as text NaN equals NaN, and 1 is not 1.0
             yield Other(what, name, x, y, counts)
+
+
+def _order(name: str, a: Sequence[Value], b: Sequence[Value]) -> Iterator[Other]:
+    """Those in both, where they do not follow each other in the same order."""
+    common = {v.name for v in a} & {v.name for v in b}
+    theirs, ours = ([v.name for v in values if v.name in common] for values in (a, b))
+    if theirs != ours:
+        yield Other("order", name, theirs, ours)
+
+
+def _routines(graph: TensorGraph) -> tuple[Node, ...]:
+    """Model-local functions and training graphs, as nodes that hold their bodies."""
+    if graph.origin.format != "onnx":
+        return ()
+    from ckptkit.format.onnx.native import Native
+
+    return graph.native.routines if isinstance(graph.native, Native) else ()
 
 
 def _opsets(graph: TensorGraph) -> dict[str, Any]:
@@ -107,6 +124,8 @@ def _plain(value: Any) -> Any:
     match value:
         case TensorName():
             return "tensor"
+        case ArgumentName():
+            return {"argument": str(value)}
         case Subgraph():
             return {"inputs": [v.name for v in value.inputs], "outputs": [v.name for v in value.outputs]}
         case tuple():

@@ -49,7 +49,8 @@ class Entry(NamedTuple):
         kinds: what changed, in the order dtype, shape, layout, values, tie.
         a, b: the tensor on either side; None where it is not there.
         values: the distance of B from A; None where the values are equal, were not read or cannot be compared.
-        how: what makes B from A exactly, where that is known: a cast, a transposition; else "".
+        how: what makes B from A exactly, where that is known: a cast, a transposition; of a name on one side what
+            on the other it is a copy of; else "".
     """
 
     name: str
@@ -89,8 +90,8 @@ class Other:
     """A difference that is not in a tensor.
 
     Attributes:
-        what: `metadata`, `object`, `graph`, `opset`, `input`, `output`, `node`, `attribute`, `inputs`, `outputs`,
-            `functions` (their number).
+        what: `metadata`, `object`, `graph`, `opset`, `input`, `output`, `order` (of inputs or outputs), `node` (a
+            function or training graph too), `attribute`, `inputs`, `outputs`.
         name: key, path or name of the thing.
         a, b: it on either side, JSON-able; None where it is not there.
         counts: whether it makes the checkpoints different. Metadata and objects do not.
@@ -142,12 +143,12 @@ class Diff:
 
     @property
     def added(self) -> tuple[str, ...]:
-        """Names only in B."""
+        """Names only in B, and names in both where A's tensor is another one of B now."""
         return tuple(e.name for e in self.entries if e.status == "added")
 
     @property
     def removed(self) -> tuple[str, ...]:
-        """Names only in A."""
+        """Names only in A, and names in both that another tensor of A has taken in B."""
         return tuple(e.name for e in self.entries if e.status == "removed")
 
     @property
@@ -170,8 +171,8 @@ class Diff:
         """Names in both with the same values, in whatever dtype; empty if values were not read."""
         if not self.read:
             return ()
-        same = (e for e in self.entries if e.a and e.b and "shape" not in e.kinds)
-        return tuple(e.name for e in same if "values" not in e.kinds or e.how)
+        same = ((e, e.b.dtype) for e in self.entries if e.a and e.b and "shape" not in e.kinds)
+        return tuple(e.name for e, dtype in same if "values" not in e.kinds or e.how == f"{dtype}({e.name})")
 
     @property
     def unrelated(self) -> bool:
