@@ -258,10 +258,11 @@ def _label(names: list[str]) -> str:
 
 
 def _single_rows(entries: Sequence[Entry]) -> Iterator[tuple[str, ...]]:
-    looks = {e.name: spec[:2] for e in entries if (spec := e.b or e.a)}
+    looks = {e.name: (*spec[:2], e.how) for e in entries if (spec := e.b or e.a)}
     for label, names in _folded(looks.items()):
-        dtype, dims = looks[names[0]]
-        yield (label, f"{dtype}  {shape(dims)}", f"×{len(names)}" if len(names) > 1 else "")
+        dtype, dims, how = looks[names[0]]
+        remarks = [f"×{len(names)}"] if len(names) > 1 else []
+        yield (label, f"{dtype}  {shape(dims)}", "  ".join([*remarks, *filter(None, [clean(how)])]))
 
 
 def _other_rows(diff: Diff) -> list[tuple[str, ...]]:
