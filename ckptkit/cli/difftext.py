@@ -72,6 +72,11 @@ def summary(diff: Diff) -> Iterator[tuple[str, list[str]]]:
         if len(items) == len(diff.renamed) and not (before and after):
             rule = f"strip:{before}" if before else f"add:{after}"
             yield "hint", [f"--rules {clean(rule)} compares them under the same names"]
+    left_out = dict.fromkeys((*diff.a.left_out, *diff.b.left_out))
+    if left_out:
+        some = [clean(name) for name in islice(left_out, LONG)]
+        more = f" and {len(left_out) - LONG} more" if len(left_out) > LONG else ""
+        yield "left out", [f"{', '.join(some)}{more} (--section all)"]
     if diff.tolerance is not None:
         yield "tolerance", [f"|a − b| ≤ {diff.tolerance.atol:g} + {diff.tolerance.rtol:g}·|b|"]
 

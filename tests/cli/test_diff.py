@@ -77,6 +77,15 @@ def test_headers_alone(folder: Path, run: Run) -> None:
     assert run("diff", "base.safetensors", "tuned.safetensors", "--no-values").code == 1
 
 
+def test_what_was_left_out_is_named(folder: Path, run: Run) -> None:
+    torch = pytest.importorskip("torch", reason="needs the torch extra")
+    torch.save({"model": {"w": torch.ones(2)}, "ema": {"w": torch.zeros(2)}}, "t.pt")
+    lines = run("diff", "t.pt", "t.pt").stdout.splitlines()
+    assert lines == ["equal       1 tensor in both: 1 equal", "left out    ema (--section all)"]
+    assert run("diff", "t.pt", "t.pt", "--section", "all").stdout.count("\n") == 1
+    assert run("diff", "t.pt", "t.pt", "--json").json["a"]["left_out"] == ["ema"]
+
+
 def test_stat_has_a_line_per_group_of_modules(folder: Path, run: Run) -> None:
     lines = run("diff", "base.safetensors", "tuned.safetensors", "--stat").stdout.splitlines()
     rows = {line.split()[0]: line.split()[1:] for line in lines[4:]}
