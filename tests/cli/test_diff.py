@@ -272,3 +272,22 @@ def test_lines_fit_the_terminal(folder: Path, width: int) -> None:
     for stat in (False, True):
         for line in difftext.text(found, Terminal(width), sort="file", stat=stat):
             assert len(line) <= width
+
+
+def test_names_with_bars_and_backticks_stay_in_their_cells(folder: Path, run: Run) -> None:
+    for name, value in (("a", 0), ("b", 1)):
+        save_file(
+            {"x|y": np.full(2, value), "p`|q": np.full(3, value, np.int8), "z": np.ones(1)},
+            f"{name}.safetensors",
+        )
+    text = run("diff", "a.safetensors", "b.safetensors", "--format", "markdown").stdout
+    rows = [line.replace("\\|", "") for line in text.splitlines() if line.startswith("|")]
+    assert len({row.count("|") for row in rows}) == 1
+    assert "| `x\\|y` |" in text
+
+
+def test_backslashes_in_lines_read_back(folder: Path, run: Run) -> None:
+    for name, value in (("a", 0), ("b", 1)):
+        save_file({"t\t": np.full(2, value), "t\\t": np.full(2, value)}, f"{name}.safetensors")
+    rows = run("diff", "a.safetensors", "b.safetensors", "--lines").stdout.splitlines()
+    assert sorted(row.split("\t")[1] for row in rows) == ["t\\\\t", "t\\t"]
