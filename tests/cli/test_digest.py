@@ -209,3 +209,15 @@ def test_a_listing_survives_awkward_paths(folder: Path, run: Run) -> None:
     Path("saved").write_text(printed, "utf-8")
     assert run("digest", "--check", "saved").code == 0
     assert json.loads(run("digest", "--json", awkward).stdout)["path"] == awkward
+
+
+def test_upper_case_digits_and_paths_that_failed_are_taken(folder: Path, run: Run) -> None:
+    save_file({"w": np.ones(3, np.float32)}, "good.safetensors")
+    text = run("digest", "good.safetensors").stdout
+    Path("upper").write_text(text[:64].upper() + text[64:])
+    assert run("digest", "--check", "upper").code == 0
+    failed = run("digest", "--json", "good.safetensors", "missing.pt")
+    assert failed.code == 2
+    Path("some.json").write_text(failed.stdout)
+    done = run("digest", "--check", "some.json")
+    assert (done.code, done.stdout) == (0, "good.safetensors: OK\n")
