@@ -225,7 +225,8 @@ def _renamed_row(items: list[Renamed]) -> tuple[str, ...]:
         remarks[0] += ", from right to left"
     if first.how == "folded":
         furthest = max(item.ulp for item in items)
-        remarks = [f"batch norm folded in, {f'within {furthest} ulp' if furthest else 'exact'}"]
+        distance = f"within {furthest} ulp" if furthest else "exact"
+        remarks = [f"batch norm folded in, {distance if first.certain else 'near'}"]
     remarks += [f"×{len(items)}"] if len(items) > 1 else []
     remarks += [] if first.certain else [clean(first.why)]
     return (f"{_origin(items)} → {target}", "  ".join(remarks))
