@@ -84,14 +84,19 @@ def _lines(found: Diff, chosen: dict[str, Any]) -> Iterator[str]:
     for entry in found.entries:
         cells = [
             entry.status,
-            clean(entry.name),
+            _field(entry.name),
             ",".join(entry.kinds) or "-",
             _spec(entry.a),
             _spec(entry.b),
         ]
         yield "\t".join([*cells, repr(entry.values.max_abs) if entry.values else "-"])
     for move in found.renamed:
-        yield "\t".join(["renamed", clean(move.target), move.how, *map(clean, move.sources)])
+        yield "\t".join(["renamed", _field(move.target), move.how, *map(_field, move.sources)])
+
+
+def _field(name: str) -> str:
+    """A name that reads back: what does not print as an escape, and backslashes doubled."""
+    return clean(name.replace("\\", "\\\\"))
 
 
 def _spec(spec: Spec | None) -> str:

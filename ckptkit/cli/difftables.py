@@ -225,7 +225,8 @@ def _renamed_row(items: list[Renamed]) -> tuple[str, ...]:
         remarks[0] += ", from right to left"
     if first.how == "folded":
         furthest = max(item.ulp for item in items)
-        remarks = [f"batch norm folded in, {f'within {furthest} ulp' if furthest else 'exact'}"]
+        distance = f"within {furthest} ulp" if furthest else "exact"
+        remarks = [f"batch norm folded in, {distance if first.certain else 'near'}"]
     remarks += [f"×{len(items)}"] if len(items) > 1 else []
     remarks += [] if first.certain else [clean(first.why)]
     return (f"{_origin(items)} → {target}", "  ".join(remarks))
@@ -258,10 +259,11 @@ def _label(names: list[str]) -> str:
 
 
 def _single_rows(entries: Sequence[Entry]) -> Iterator[tuple[str, ...]]:
-    looks = {e.name: spec[:2] for e in entries if (spec := e.b or e.a)}
+    looks = {e.name: (*spec[:2], e.how) for e in entries if (spec := e.b or e.a)}
     for label, names in _folded(looks.items()):
-        dtype, dims = looks[names[0]]
-        yield (label, f"{dtype}  {shape(dims)}", f"×{len(names)}" if len(names) > 1 else "")
+        dtype, dims, how = looks[names[0]]
+        remarks = [f"×{len(names)}"] if len(names) > 1 else []
+        yield (label, f"{dtype}  {shape(dims)}", "  ".join([*remarks, *filter(None, [clean(how)])]))
 
 
 def _other_rows(diff: Diff) -> list[tuple[str, ...]]:

@@ -45,7 +45,8 @@ def answer(diff: Diff) -> list[str]:
 
 def _kept(diff: Diff) -> list[str]:
     """Whether one side has all weights of the other, under whatever names."""
-    if diff.equal or not diff.read or any(e.kinds and e.kinds != ("tie",) for e in diff.entries):
+    near = any(move.how == "folded" and not move.certain for move in diff.renamed)
+    if near or diff.equal or not diff.read or any(e.kinds and e.kinds != ("tie",) for e in diff.entries):
         return []
     left = {
         e.status for e in diff.entries if e.status in ("added", "removed") and e.name not in diff.constants
@@ -72,6 +73,11 @@ def summary(diff: Diff) -> Iterator[tuple[str, list[str]]]:
         if len(items) == len(diff.renamed) and not (before and after):
             rule = f"strip:{before}" if before else f"add:{after}"
             yield "hint", [f"--rules {clean(rule)} compares them under the same names"]
+    left_out = dict.fromkeys((*diff.a.left_out, *diff.b.left_out))
+    if left_out:
+        some = [clean(name) for name in islice(left_out, LONG)]
+        more = f" and {len(left_out) - LONG} more" if len(left_out) > LONG else ""
+        yield "left out", [f"{', '.join(some)}{more} (--section all)"]
     if diff.tolerance is not None:
         yield "tolerance", [f"|a − b| ≤ {diff.tolerance.atol:g} + {diff.tolerance.rtol:g}·|b|"]
 
@@ -134,11 +140,11 @@ def _laid_out(table: Table, terminal: Terminal) -> Iterator[str]:
 
 def markdown(diff: Diff, *, sort: str, stat: bool) -> Iterator[str]:
     """The whole as Markdown, for a comment on a pull request."""
-    from ckptkit.cli.markdown import escape, table
+    from ckptkit.cli.markdown import code, escape, table
 
-    yield f"### {diff.verdict}: `{clean(diff.a.path)}` → `{clean(diff.b.path)}`\n"
+    yield f"### {diff.verdict}: {code(clean(diff.a.path))} → {code(clean(diff.b.path))}\n"
     yield escape(" · ".join(answer(diff))) + "\n"
-    facts = [f"- {key}: {', '.join(f'`{v}`' if key in ('frozen', 'trained') else escape(v) for v in values)}"
+    facts = [f"- {key}: {', '.join(map(code if key in ('frozen', 'trained') else escape, values))}"
              for key, values in summary(diff)]  # fmt: skip
     yield from facts
     if facts:
@@ -147,6 +153,6 @@ def markdown(diff: Diff, *, sort: str, stat: bool) -> Iterator[str]:
         width = max(map(len, found.rows), default=1)
         head = (found.title or "module", *(found.head or ("",) * (width - 1)))
         yield from table(
-            [*map(escape, head)], ((f"`{label}`", *map(escape, cells)) for label, *cells in found.rows)
+            [*map(escape, head)], ((code(label), *map(escape, cells)) for label, *cells in found.rows)
         )
         yield ""

@@ -12,7 +12,7 @@ from ckptkit.cli.text import clean, emit, say
 from ckptkit.core.errors import CkptError
 from ckptkit.core.words import plural
 from ckptkit.verbs.digest import Checked, Digest, check, digest
-from ckptkit.verbs.digest.listing import SCHEMA, line, load
+from ckptkit.verbs.digest.listing import SCHEMA, Listed, line, load
 
 
 @click.command(
@@ -121,8 +121,12 @@ def _check(listing: str, paths: tuple[str, ...], style: str | None, chosen: Mapp
         now = dict(zip(listed, paths, strict=True))
         saved = [item._replace(path=now[item.path]) for item in saved]
 
+    wholes = {item for item in saved if item.name is None}
+
     def compute(path: str) -> tuple[str, Mapping[str, str]]:
         found = _digest(path, chosen)
+        if Listed(path, None, found.nameless) in wholes:  # it was saved with --ignore-names
+            return found.nameless, found.tensors
         return _whole(found, chosen), found.tensors
 
     results: list[Checked] = []

@@ -26,7 +26,7 @@ def document(
     """The facts as a list, then the tensors (or the other values) as a table."""
     answer, *rest = facts(graph, summary, title, _PLAIN, quiet=False)
     path, _, said = answer.partition("   ")
-    yield f"### {_code(path)}\n"
+    yield f"### {code(path)}\n"
     yield f"{escape(said)}\n"
     for line in rest:
         yield f"- {escape(line)}"
@@ -35,7 +35,7 @@ def document(
     if measured is not None:
         yield from table(
             ("tensor", "min", "max", "mean", "std", "zeros", "NaN", "Inf"),
-            ((_code(clean(name)), *_cells(values)) for name, values in measured.items()),
+            ((code(clean(name)), *_cells(values)) for name, values in measured.items()),
         )
         if any(map(render.odd, measured.values())):
             yield f"\n{render.FINITE}"
@@ -43,7 +43,7 @@ def document(
         yield from ("",) if measured is not None else ()
         yield from table(
             ("path", "type", "value"),
-            ((_code(clean(o.path)), _code(clean(o.type)), escape(render.value(o))) for o in graph.objects),
+            ((code(clean(o.path)), code(clean(o.type)), escape(render.value(o))) for o in graph.objects),
         )
     elif measured is None:
         rows = render.tree(graph.tensors, summary.ties)
@@ -66,14 +66,14 @@ def escape(text: str) -> str:
     return "".join("\\" + c if c in "\\`*_{}[]<>#|!~" else c for c in clean(text))
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     """A name as code; pipes would end the cell and backticks the code."""
     return f"`{text.replace('|', chr(92) + '|')}`" if "`" not in text else escape(text)
 
 
 def _indented(label: str) -> str:
     name = label.lstrip(" ")
-    return "&emsp;" * ((len(label) - len(name)) // 2) + _code(name)
+    return "&emsp;" * ((len(label) - len(name)) // 2) + code(name)
 
 
 def _cells(values: "Statistics | None") -> list[str]:

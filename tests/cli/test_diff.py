@@ -77,6 +77,15 @@ def test_headers_alone(folder: Path, run: Run) -> None:
     assert run("diff", "base.safetensors", "tuned.safetensors", "--no-values").code == 1
 
 
+def test_what_was_left_out_is_named(folder: Path, run: Run) -> None:
+    torch = pytest.importorskip("torch", reason="needs the torch extra")
+    torch.save({"model": {"w": torch.ones(2)}, "ema": {"w": torch.zeros(2)}}, "t.pt")
+    lines = run("diff", "t.pt", "t.pt").stdout.splitlines()
+    assert lines == ["equal       1 tensor in both: 1 equal", "left out    ema (--section all)"]
+    assert run("diff", "t.pt", "t.pt", "--section", "all").stdout.count("\n") == 1
+    assert run("diff", "t.pt", "t.pt", "--json").json["a"]["left_out"] == ["ema"]
+
+
 def test_stat_has_a_line_per_group_of_modules(folder: Path, run: Run) -> None:
     lines = run("diff", "base.safetensors", "tuned.safetensors", "--stat").stdout.splitlines()
     rows = {line.split()[0]: line.split()[1:] for line in lines[4:]}
@@ -263,3 +272,22 @@ def test_lines_fit_the_terminal(folder: Path, width: int) -> None:
     for stat in (False, True):
         for line in difftext.text(found, Terminal(width), sort="file", stat=stat):
             assert len(line) <= width
+
+
+def test_names_with_bars_and_backticks_stay_in_their_cells(folder: Path, run: Run) -> None:
+    for name, value in (("a", 0), ("b", 1)):
+        save_file(
+            {"x|y": np.full(2, value), "p`|q": np.full(3, value, np.int8), "z": np.ones(1)},
+            f"{name}.safetensors",
+        )
+    text = run("diff", "a.safetensors", "b.safetensors", "--format", "markdown").stdout
+    rows = [line.replace("\\|", "") for line in text.splitlines() if line.startswith("|")]
+    assert len({row.count("|") for row in rows}) == 1
+    assert "| `x\\|y` |" in text
+
+
+def test_backslashes_in_lines_read_back(folder: Path, run: Run) -> None:
+    for name, value in (("a", 0), ("b", 1)):
+        save_file({"t\t": np.full(2, value), "t\\t": np.full(2, value)}, f"{name}.safetensors")
+    rows = run("diff", "a.safetensors", "b.safetensors", "--lines").stdout.splitlines()
+    assert sorted(row.split("\t")[1] for row in rows) == ["t\\\\t", "t\\t"]

@@ -62,27 +62,26 @@ def test_a_broken_file_does_not_hide_the_others(folder: Path, run: Run) -> None:
 
 @pytest.mark.parametrize("options", [[], ["--tensors"], ["--json"], ["--ignore-names"]])
 def test_what_was_saved_is_checked(folder: Path, run: Run, options: list[str]) -> None:
-    again = [option for option in options if option == "--ignore-names"]
     Path("saved").write_text(run("digest", *options, "x.pt", "x.onnx").stdout, "utf-8")
-    done = run("digest", "--check", "saved", *again)
+    done = run("digest", "--check", "saved")
     assert (done.code, done.stdout, done.stderr) == (0, "x.pt: OK\nx.onnx: OK\n", "")
-    assert run("digest", "--check", "saved", "-q", *again).stdout == ""
+    assert run("digest", "--check", "saved", "-q").stdout == ""
 
     save_file(
         {"fc.weight": np.zeros((2, 3), np.float32), "fc.bias": np.array([0.25, -0.25], np.float32)}, "x.onnx"
     )
-    done = run("digest", "--check", "saved", *again)
+    done = run("digest", "--check", "saved")
     assert done.code == 1
     lines = ["x.pt: OK", "x.onnx: FAILED"]
     if options in (["--tensors"], ["--json"]):
         lines.append("x.onnx  fc.weight: FAILED")
     assert done.stdout.splitlines() == lines
-    verdict = run("digest", "--check", "saved", "--format", "json", *again).json
+    verdict = run("digest", "--check", "saved", "--format", "json").json
     assert (verdict["schema"], verdict["verdict"]) == ("ckptkit.digest-check/1", "different")
     assert verdict["results"][0] == {"path": "x.pt", "name": None, "status": "ok"}
 
     Path("x.onnx").unlink()
-    done = run("digest", "--check", "saved", *again)
+    done = run("digest", "--check", "saved")
     assert done.code == 2
     assert "x.onnx: FAILED to read" in done.stdout
     assert "error[not-found]" in done.stderr
@@ -209,3 +208,15 @@ def test_a_listing_survives_awkward_paths(folder: Path, run: Run) -> None:
     Path("saved").write_text(printed, "utf-8")
     assert run("digest", "--check", "saved").code == 0
     assert json.loads(run("digest", "--json", awkward).stdout)["path"] == awkward
+
+
+def test_upper_case_digits_and_paths_that_failed_are_taken(folder: Path, run: Run) -> None:
+    save_file({"w": np.ones(3, np.float32)}, "good.safetensors")
+    text = run("digest", "good.safetensors").stdout
+    Path("upper").write_text(text[:64].upper() + text[64:])
+    assert run("digest", "--check", "upper").code == 0
+    failed = run("digest", "--json", "good.safetensors", "missing.pt")
+    assert failed.code == 2
+    Path("some.json").write_text(failed.stdout)
+    done = run("digest", "--check", "some.json")
+    assert (done.code, done.stdout) == (0, "good.safetensors: OK\n")

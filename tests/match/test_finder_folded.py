@@ -185,3 +185,27 @@ def test_an_exported_module(dynamo: bool, tmp_path: Path) -> None:
     assert used == [("1.running_mean", 1e-5)] * 2 + [("4.running_mean", 1e-3)] * 2
     assert max(m.ulp for m in folded if "weight" in m.sources[0] and not m.target.endswith("bias")) <= 64
     assert not result.unmatched_b
+
+
+def test_far_from_the_formula_is_near_but_not_certain() -> None:
+    a = layer("one", (16, 4, 3, 3), 1, True)
+    made = fold(a, "one", 1e-5, "float32 W·(γ/√(σ²+ε))", "float32 (b−μ)·(γ/√(σ²+ε))+β")
+    made["b"][3] += np.float32(1e-3)
+    made["w"].reshape(-1).view("i4")[11] += 65
+    for match in find(wrap(a), wrap({"w": made["w"], "b": made["b"]})).pairs:
+        assert match.ulp > 64
+        assert not match.certain
+        assert match.why == f"near, but {match.ulp} ulp from the formula"
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("eps", [1e-5, 1e-3])
+def test_in_half_precision_the_usual_epsilon_is_named(seed: int, eps: float) -> None:
+    a = layer("one", (8, 4, 3, 3), 10 * seed, False)
+    a["one.bn.running_var"] = np.random.default_rng(seed).uniform(0.5, 1.5, 8).astype("f4")
+    made = fold(a, "one", eps, "float32 W·(γ/√(σ²+ε))", "float32 (b−μ)·(γ/√(σ²+ε))+β")
+    halves = {name: x.astype("f2") if x.dtype.kind == "f" else x for name, x in a.items()}
+    result = find(wrap(halves), wrap({"w": made["w"].astype("f2")}))
+    (match,) = result.pairs
+    assert isinstance(match.expression, Folded)
+    assert match.expression.eps == eps

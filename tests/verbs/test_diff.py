@@ -525,3 +525,40 @@ def test_a_graph_of_no_nodes_is_a_graph(tmp_path: Path, save: Save) -> None:
     found = ck.diff(weights, tmp_path / "a.onnx")
     assert found.equal
     assert [(o.what, o.a, o.b) for o in found.other] == [("graph", None, {"nodes": 0})]
+
+
+def test_what_was_left_out_of_a_trainer_checkpoint_is_named(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs the torch extra")
+    for name, moment in (("a", 0.0), ("b", 1.0)):
+        state = {"state": {0: {"exp_avg": torch.full((2,), moment)}}, "param_groups": []}
+        whole = {"model": {"w": torch.ones(2)}, "ema": {"w": torch.ones(2) / 2}, "optimizer": state}
+        torch.save(whole, tmp_path / f"{name}.pt")
+    a, b = tmp_path / "a.pt", tmp_path / "b.pt"
+    found = ck.diff(a, b)
+    assert found.equal
+    assert (found.a.section, found.a.left_out) == ("model", ("ema", "optimizer"))
+    whole = ck.diff(a, b, section="all")
+    assert (whole.equal, whole.a.section, whole.a.left_out) == (False, "", ())
+
+
+def test_a_section_or_variant_is_that_of_the_side_which_has_it(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs the torch extra")
+    ema = {"w": torch.zeros(3)}
+    torch.save({"model": {"w": torch.ones(3)}, "ema": ema}, tmp_path / "trainer.pt")
+    torch.save(ema, tmp_path / "plain.pt")
+    trainer, plain = tmp_path / "trainer.pt", tmp_path / "plain.pt"
+    assert not ck.diff(trainer, plain).equal
+    assert ck.diff(trainer, plain, section="ema").equal
+    assert ck.diff(plain, trainer, section="ema").equal
+    assert ck.diff(plain, ck.read(trainer, "ema")).equal
+    for section in ("nowhere", "em"):
+        with pytest.raises(ck.CkptError) as caught:
+            ck.diff(trainer, plain, section=section)
+        assert caught.value.code == "section-unknown"
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    save_file({"w": np.zeros(3, np.float32)}, folder / "model.fp16.safetensors")
+    assert ck.diff(folder, plain, variant="fp16").equal
+    with pytest.raises(ck.CkptError) as caught:
+        ck.diff(folder, plain, variant="fp8")
+    assert caught.value.code == "variant-missing"

@@ -6,7 +6,7 @@ per output channel. Exporters and optimizers do the same thing in another order 
 in the last bits. A weight is recognised by its channels, which folding only scales; the scales tell which normalization
 it was, and the folded shift which bias. Then every formula and ε below is computed, and the one that gives most
 elements exactly is named, with the greatest distance in units of the last place (ulp). This is arithmetic, not proof:
-only a distance of 0 says that the formula gives the very bytes.
+only a distance of 0 says that the formula gives the very bytes, and beyond `NEAR` ulp a match is not certain.
 """
 
 from collections import defaultdict
@@ -32,6 +32,8 @@ CLOSE_HALF = 2e-2  # the same for float16 and bfloat16
 SAMPLED = 64  # channels of a weight looked at to find candidates,
 SAMPLE = 64  # elements of each
 BEGINNINGS = 1 << 16  # elements of a weight that formulas are tried on
+NEAR = 64  # ulp: what is farther away need not be this formula, nor this ε
+NOISE = 8  # of so many differing elements one more is no worse, in half precision
 FAR = 1 << 16  # ulp: what is farther away is no fold
 PAIRS = 1_000_000  # most pairs of weights looked at
 LARGEST = 1 << 27  # bytes: larger weights are not searched for, as two of them are held in memory
@@ -251,13 +253,17 @@ def _weight(
                 guesses.append((error, k, eps))
     tried = [
         (_distance(_apply(formula, 0, some, norms[k], eps).astype(some.dtype), same), k, eps, formula)
-        for _, k, eps in sorted(guesses)[:3]
+        for _, k, eps in _likely(guesses)
         for formula in (f"{precision} {words}" for words in WEIGHT for precision in PRECISIONS)
     ]
     if not tried:
         return None
-    # Of ε that make no difference the usual one.
-    _, k, eps, formula = min(tried, key=lambda row: (row[0], EPSILONS.index(row[2])))
+    # Of ε that make no difference the usual one; in half precision the rounding of the inputs leaves noise.
+    (count, ulp), k, *_ = min(tried, key=lambda row: (row[0], EPSILONS.index(row[2])))
+    if source.dtype.bits <= 16:
+        count, ulp = count + count // NOISE, 2 * ulp
+    alike = [row for row in tried if row[1] == k and row[0][0] <= count and row[0][1] <= ulp]
+    _, k, eps, formula = min(alike, key=lambda row: (EPSILONS.index(row[2]), row[0]))
     distance = 0
     step = max(1, (1 << 20) // max(1, origin[0].size))
     for at in range(0, len(origin), step):
@@ -270,7 +276,18 @@ def _weight(
     of: Expression = Folded(Source(layer.source), layer.dim, norms[k].names, eps, formula)
     if layer.dims != tuple(sorted(layer.dims)):
         of = Permute(of, layer.dims)  # only (1, 0), which is its own inverse
-    return Match(layer.target, of, "folded", ulp=distance, why=_why(distance)), norms[k], eps
+    return _match(layer.target, of, distance), norms[k], eps
+
+
+def _likely(guesses: list[tuple[float, int, float]]) -> list[tuple[float, int, float]]:
+    """The few nearest, and the ε of the nearest one's normalization that rounding may have kept from being it."""
+    nearest = sorted(guesses)[:3]
+    if not nearest:
+        return []
+    error, k, _ = nearest[0]
+    return nearest + [
+        guess for guess in guesses if guess[1] == k and guess[0] <= 2 * error and guess not in nearest
+    ]
 
 
 def _beginnings(channels: "Array") -> "Array":
@@ -321,7 +338,7 @@ def _bias(
         tried.append((_distance(values, wanted), len(tried), formula))
     (_, distance), _, formula = min(tried)
     fold = Folded(None if layer is None else Source(own), 0, norm.names, eps, formula)
-    return Match(name, fold, "folded", ulp=distance, why=_why(distance))
+    return _match(name, fold, distance)
 
 
 def _error(values: "Array", expected: "Array") -> float:
@@ -334,8 +351,11 @@ def _error(values: "Array", expected: "Array") -> float:
     )
 
 
-def _why(distance: int) -> str:
-    return f"computed, within {distance} ulp" if distance else ""
+def _match(target: str, expression: Expression, distance: int) -> Match:
+    why = f"computed, within {distance} ulp" if distance else ""
+    if distance > NEAR:
+        why = f"near, but {distance} ulp from the formula"
+    return Match(target, expression, "folded", certain=distance <= NEAR, why=why, ulp=distance)
 
 
 def _distance(one: "Array", other: "Array") -> tuple[int, int]:

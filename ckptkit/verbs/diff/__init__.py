@@ -7,9 +7,11 @@ content.
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from ckptkit.core.errors import CkptError
 from ckptkit.core.expansion import refuse_to_stream
 from ckptkit.core.globs import selected
 from ckptkit.core.graph import TensorGraph
@@ -53,7 +55,7 @@ def diff(
 
     Args:
         a, b: a path, or a graph as `read` gives it.
-        section, variant: as in `read`, for those given as paths.
+        section, variant: as in `read`, for those given as paths; a path that has no such part is read without.
         include, exclude: shell patterns of tensor names, which select from both.
         rules: rule files, presets, `auto`, `strip:PREFIX` or `add:PREFIX`, applied in order to A before comparing.
         let, reverse, approximate: as for `ckptkit.convert`.
@@ -67,7 +69,7 @@ def diff(
     """
     given = rtol is not None or atol is not None
     tolerance = Tolerance(rtol or 0.0, atol or 0.0) if given else None
-    graphs = [g if isinstance(g, TensorGraph) else read(g, section, variant=variant) for g in (a, b)]
+    graphs = _read(a, b, section, variant)
     left, right = follow(graphs[0], rules, let=let, reverse=reverse, approximate=approximate).graph, graphs[1]
     if include or exclude:
         chosen = set(selected(dict.fromkeys((*left, *right)), include, exclude))
@@ -95,8 +97,32 @@ def diff(
     )
 
 
+def _read(a: Checkpoint, b: Checkpoint, section: str | None, variant: str | None) -> list[TensorGraph]:
+    """Both checkpoints; what only one has, a section or a variant, is asked of that one."""
+    sources = (a, b)
+    paths = sum(not isinstance(source, TensorGraph) for source in sources)
+    missing: Counter[str] = Counter()
+
+    def one(source: str | os.PathLike[str]) -> TensorGraph:
+        wanted = {"section-unknown": section, "variant-missing": variant}
+        while True:
+            try:
+                return read(source, wanted["section-unknown"], variant=wanted["variant-missing"])
+            except CkptError as error:
+                if wanted.get(error.code) is None:
+                    raise
+                missing[error.code] += 1
+                if missing[error.code] == paths:
+                    raise
+                wanted[error.code] = None
+
+    return [source if isinstance(source, TensorGraph) else one(source) for source in sources]
+
+
 def _side(graph: TensorGraph) -> Side:
-    return Side(graph.origin.path, graph.origin.format, len(graph), graph.nbytes)
+    origin = graph.origin
+    left_out = tuple(s.name for s in origin.sections if origin.section and s.name != origin.section)
+    return Side(origin.path, origin.format, len(graph), graph.nbytes, origin.section, left_out)
 
 
 def _settings(a: TensorGraph, b: TensorGraph) -> frozenset[str]:

@@ -134,9 +134,9 @@ class _Account:
         size = self.b[match.target].size
         sizes = {name: self.a[name].size for name in match.sources}
         whole = sum(sizes.values()) <= size
-        for name in sizes:
-            covered[name] += sizes[name] if whole else size // len(sizes)
-            if covered[name] >= sizes[name]:
+        for name, own in sizes.items():
+            covered[name] += own if whole else size // len(sizes)
+            if covered[name] >= own:
                 self._told_a.add(name)
 
     def _copy(self, match: Match) -> None:

@@ -15,12 +15,21 @@ Status = Literal["equal", "close", "unread", "changed", "added", "removed"]
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two checkpoints: where it is, its registry format, how many tensors and logical bytes."""
+    """One of the two checkpoints.
+
+    Attributes:
+        path, format: where it is, its registry format.
+        tensors, nbytes: how many tensors and logical bytes.
+        section: the part of a trainer checkpoint that was compared; "" for the whole.
+        left_out: parts that hold tensors and were not compared: optimizer states, averaged weights.
+    """
 
     path: str
     format: str
     tensors: int
     nbytes: int
+    section: str = ""
+    left_out: tuple[str, ...] = ()
 
 
 class Spec(NamedTuple):

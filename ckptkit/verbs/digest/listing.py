@@ -19,7 +19,7 @@ from ckptkit.match import receipt
 
 SCHEMA = "ckptkit.digest/1"
 
-_LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *]([^\t]+)(?:\t(.*))?")
+_LINE = re.compile(r"(\\?)([0-9a-fA-F]{64}) [ *]([^\t]+)(?:\t(.*))?")
 _WRITTEN = re.compile(r"\\(?:x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}|.)")
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _UNESCAPES = {written: meant for meant, written in _ESCAPES.items()}
@@ -89,7 +89,7 @@ def _from_lines(text: str, path: str) -> Iterator[Listed]:
             raise CkptError("listing-invalid", "this line is no digest", f"{path}, line {number}", hint)
         escaped, digest, where, name = match.groups()
         texts = [_unescaped(part) if escaped and part is not None else part for part in (where, name)]
-        yield Listed(texts[0] or "", texts[1], digest)
+        yield Listed(texts[0] or "", texts[1], digest.lower())
 
 
 def _unescaped(text: str) -> str:
@@ -126,6 +126,7 @@ def _of_receipt(item: Mapping[str, Any]) -> Iterator[Listed]:
 
 _JSON: dict[str, Callable[[Mapping[str, Any]], Iterator[Listed]]] = {
     SCHEMA: _of_digest,
+    "ckptkit.error/1": lambda item: iter(()),  # in the place of a path that could not be digested
     receipt.SCHEMA: _of_receipt,
 }
 
