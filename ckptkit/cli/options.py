@@ -47,7 +47,9 @@ rules = click.option(
     multiple=True,
     help="Rules to apply: a .yaml file, a preset, auto, strip:PREFIX or add:PREFIX. Repeatable.",
 )
-let = click.option("--let", metavar="NAME=VALUE", type=pair, multiple=True, help="A value for the rules. Repeatable.")
+let = click.option(
+    "--let", metavar="NAME=VALUE", type=pair, multiple=True, help="A value for the rules. Repeatable."
+)
 reverse = click.option("--reverse", is_flag=True, help="Apply the rules backwards.")
 approximate = click.option("--approximate", is_flag=True, help="With --reverse: accept rounding.")
 quiet = click.option("-q", "--quiet", is_flag=True, help="No notes and no progress.")

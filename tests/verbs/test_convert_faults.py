@@ -80,12 +80,12 @@ def test_a_process_stopped_at_any_stage(
 
 # Runs the command; each write takes a second.
 HANGING = """
-import sys, time
+import os, sys, time
 from ckptkit.core import stream
 from ckptkit.cli import main
 real = stream._pwrite
 def slow(fd, data, offset):
-    print("writing", flush=True)
+    os.write(1, b"writing\n")
     time.sleep(1)
     return real(fd, data, offset)
 stream._pwrite = slow

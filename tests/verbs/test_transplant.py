@@ -313,6 +313,8 @@ def test_a_detector_folded_and_not(shared_data: Path, tmp_path: Path) -> None:
     """Other weights of one architecture give one output, be their normalization folded or not."""
     folder = shared_data / "slim_face"
     origin, other = folder / "version-slim-320.pth", folder / "version-slim-640.pth"
+    if not other.is_file():
+        pytest.skip("needs slim_face")
     whole, folded = folder / "version-slim-320.onnx", folder / "version-slim-320_simplified.onnx"
     ck.convert(other, tmp_path / "whole.onnx", into=whole)
     ck.convert(other, tmp_path / "folded.onnx", into=folded, exported_from=origin)
