@@ -59,7 +59,7 @@ def layout(graph: TensorGraph, name: str, options: WriteOptions) -> Layout:
             "graph-needed",
             f"ONNX needs a graph, and {graph.origin.path} holds weights only",
             None,
-            "torch.onnx.export makes one from the module; .safetensors and .pt need none",
+            "--into base.onnx puts them into an existing model; ckptkit export --module package.module:factory makes one",
         )
     if options.max_shard_size is not None:
         raise CkptError(
