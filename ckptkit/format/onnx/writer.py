@@ -59,7 +59,8 @@ def layout(graph: TensorGraph, name: str, options: WriteOptions) -> Layout:
             "graph-needed",
             f"ONNX needs a graph, and {graph.origin.path} holds weights only",
             None,
-            "--into base.onnx puts them into an existing model; ckptkit export --module package.module:factory makes one",
+            "--into base.onnx puts them into an existing model; "
+            "ckptkit export --module package.module:factory makes one",
         )
     if options.max_shard_size is not None:
         raise CkptError(
