@@ -85,7 +85,7 @@ from ckptkit.core import stream
 from ckptkit.cli import main
 real = stream._pwrite
 def slow(fd, data, offset):
-    os.write(1, b"writing\n")
+    os.write(1, b"writing\\n")
     time.sleep(1)
     return real(fd, data, offset)
 stream._pwrite = slow
