@@ -63,14 +63,7 @@ def _size(text: str) -> int:
 @click.option(
     "--max-shard-size", metavar="SIZE", type=_size, help="Split into files of at most 5GB, 500MB, … each."
 )
-@click.option(
-    "--onnx-data",
-    "external",
-    type=click.Choice(["auto", "inline", "external"]),
-    default="auto",
-    show_default=True,
-    help="ONNX weights inside the model or beside it.",
-)
+@options.onnx_data
 @click.option(
     "--into", metavar="BASE.onnx", type=click.Path(), help="Put the weights into the graph of this model."
 )

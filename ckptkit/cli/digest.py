@@ -8,8 +8,8 @@ import click
 
 from ckptkit.cli import options, report
 from ckptkit.cli.progress import Bar
+from ckptkit.cli.several import each
 from ckptkit.cli.text import clean, emit, say
-from ckptkit.core.errors import CkptError
 from ckptkit.core.words import plural
 from ckptkit.verbs.digest import Checked, Digest, check, digest
 from ckptkit.verbs.digest.listing import SCHEMA, Listed, line, load
@@ -63,36 +63,21 @@ def command(
         return _check(listing, paths, style, chosen)
     if not paths:
         raise click.UsageError("missing argument 'PATH...'")
-    start, between, end = ("[", ",\n", "]\n") if style == "json" and len(paths) > 1 else ("", "", "")
-    code = 0
-    for position, path in enumerate(paths):
-        sys.stdout.write(between if position else start)
-        try:
-            found = _digest(path, chosen)
-        except CkptError as error:
-            code = 2
-            if style == "json":
-                from ckptkit.cli import jsontext
-                from ckptkit.core.jsonable import dumps
 
-                sys.stdout.write(jsontext.error(error, path) + "\n")
-            else:
-                sys.stdout.flush()
-                report(error)
-            continue
+    def tell(found: Digest, position: int) -> int:
+        path, whole = paths[position], _whole(found, chosen)
         if style == "json":
-            from ckptkit.cli import jsontext
             from ckptkit.core.jsonable import dumps
 
-            whole = _whole(found, chosen)
             document = {"schema": SCHEMA, "path": path, "digest": whole, "tensors": found.tensors}
             sys.stdout.write(dumps(document) + "\n")
         else:
-            emit([line(path, None, _whole(found, chosen))])
+            emit([line(path, None, whole)])
             if tensors:
                 emit(line(path, name, value) for name, value in found.tensors.items())
-    sys.stdout.write(end)
-    return code
+        return 0
+
+    return each(paths, style, lambda path: _digest(path, chosen), tell)
 
 
 def _digest(path: str, chosen: Mapping[str, Any]) -> Digest:

@@ -50,14 +50,7 @@ def _input(text: str) -> "Input":
     help="A free dimension. Repeatable.",
 )
 @click.option("--opset", type=click.IntRange(7, 100), metavar="N", help="Version of the standard operators.")
-@click.option(
-    "--onnx-data",
-    "external",
-    type=click.Choice(["auto", "inline", "external"]),
-    default="auto",
-    show_default=True,
-    help="Weights inside the model or beside it.",
-)
+@options.onnx_data
 @click.option("--prove", is_flag=True, help="Run module and model on the same inputs; refuse other outputs.")
 @click.option("-y", "--overwrite", is_flag=True, help="Replace an existing target.")
 @options.section

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckptkit.cli import options, render, report
+from ckptkit.cli import options, render
 from ckptkit.cli.facts import facts
 from ckptkit.cli.progress import Bar
+from ckptkit.cli.several import each
 from ckptkit.cli.text import Terminal, clean, emit
-from ckptkit.core.errors import CkptError
 from ckptkit.core.globs import selected
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.names import natural
@@ -64,27 +64,15 @@ def command(paths: tuple[str, ...], style: str | None, **chosen: Any) -> int:
     finite values: null in JSON, - in lines where there are none.
     """
     style = style or "text"
-    start, between, end = ("[", ",\n", "]\n") if style == "json" and len(paths) > 1 else ("", "", "")
-    code = 0
-    for position, path in enumerate(paths):
-        sys.stdout.write(between if position else start)
-        try:
-            graph, measured = _look(path, chosen)
-        except CkptError as error:
-            code = 2
-            if style == "json":
-                from ckptkit.cli import jsontext
+    chosen["several"] = len(paths) > 1
 
-                sys.stdout.write(jsontext.error(error, path) + "\n")
-            else:
-                sys.stdout.flush()
-                report(error)
-            continue
+    def tell(found: "tuple[TensorGraph, Measured | None]", position: int) -> int:
         if position and style in ("text", "markdown"):
             sys.stdout.write("\n")
-        _STYLES[style](graph, measured, chosen | {"several": len(paths) > 1})
-    sys.stdout.write(end)
-    return code
+        _STYLES[style](*found, chosen)
+        return 0
+
+    return each(paths, style, lambda path: _look(path, chosen), tell)
 
 
 def _look(path: str, chosen: dict[str, Any]) -> tuple[TensorGraph, Measured | None]:

@@ -52,6 +52,14 @@ let = click.option(
 )
 reverse = click.option("--reverse", is_flag=True, help="Apply the rules backwards.")
 approximate = click.option("--approximate", is_flag=True, help="With --reverse: accept rounding.")
+onnx_data = click.option(
+    "--onnx-data",
+    "external",
+    type=click.Choice(["auto", "inline", "external"]),
+    default="auto",
+    show_default=True,
+    help="ONNX weights inside the model or beside it.",
+)
 quiet = click.option("-q", "--quiet", is_flag=True, help="No notes and no progress.")
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckptkit.cli import options, report
+from ckptkit.cli import options
+from ckptkit.cli.several import each
 from ckptkit.cli.text import Terminal, clean, emit
-from ckptkit.core.errors import CkptError
 from ckptkit.core.words import plural
 
 if TYPE_CHECKING:
@@ -51,40 +51,23 @@ def command(paths: tuple[str, ...], crc: bool, allow: tuple[str, ...], style: st
     from ckptkit.verbs.scan import scan
 
     reports: list[ScanReport] = []
-    start, between, end = ("[", ",\n", "]\n") if style == "json" and len(paths) > 1 else ("", "", "")
-    code = 0
-    for position, path in enumerate(paths):
-        sys.stdout.write(between if position else start)
-        try:
-            found = scan(path, crc=crc, allow=allow)
-        except CkptError as error:
-            code = 2
-            _failed(error, path, style)
-            continue
-        code = max(code, _CODES[found.verdict])
+
+    def tell(found: "ScanReport", position: int) -> int:
         if style == "sarif":
             reports.append(found)
         elif style == "json":
             sys.stdout.write(dumps(_document(found)) + "\n")
         else:
             emit(_text(found, Terminal.of(sys.stdout), quiet))
-    sys.stdout.write(end)
+        return _CODES[found.verdict]
+
+    code = each(paths, style, lambda path: scan(path, crc=crc, allow=allow), tell)
     if style == "sarif":
         from ckptkit.cli import sarif
 
         results = (sarif.result(finding, found.path) for found in reports for finding in found.findings)
         sys.stdout.write(dumps(sarif.document(results)) + "\n")
     return code
-
-
-def _failed(error: CkptError, path: str, style: str | None) -> None:
-    if style == "json":
-        from ckptkit.cli import jsontext
-
-        sys.stdout.write(jsontext.error(error, path) + "\n")
-    else:
-        sys.stdout.flush()
-        report(error)
 
 
 def _text(found: "ScanReport", terminal: Terminal, quiet: bool) -> Iterator[str]:

@@ -1,10 +1,27 @@
-"""What no format of plain tensors can keep: overlapping views, and parts of something larger."""
+"""Tensors that share bytes, and what no format of plain tensors can keep: overlapping views, parts of larger things."""
 
 from ckptkit.core.errors import CkptError
 from ckptkit.core.findings import Finding
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.plan import Ties
 from ckptkit.core.words import plural
+
+
+def kept_ties(graph: TensorGraph, ties: Ties) -> dict[str, str]:
+    """Tied name → the name under which the one tensor is written; none where every name has its own copy.
+
+    Raises CkptError `tied-tensors` when `ties` is "error" and there are any.
+    """
+    found = {} if ties == "copy" else graph.ties()
+    if found and ties == "error":
+        tied, first = next(iter(found.items()))
+        raise CkptError(
+            "tied-tensors",
+            f"{tied!r} and {first!r} are one tensor ({plural(len(found), 'tied name')} in all)",
+            graph.origin.path,
+            "--ties keep writes it once where the format can, --ties copy once per name",
+        )
+    return found
 
 
 def sharing_losses(graph: TensorGraph, ties: Ties) -> tuple[Finding, ...]:

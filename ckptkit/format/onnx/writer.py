@@ -26,6 +26,7 @@ from ckptkit.format.onnx.patch import Edit, patched
 from ckptkit.format.onnx.rename import rename_edits
 from ckptkit.format.onnx.schema import MODEL, PAIR
 from ckptkit.format.onnx.wire import LENGTH, Span, Wire, encode_field, encode_varint
+from ckptkit.format.sharing import kept_ties
 
 LIMIT = (1 << 31) - 1  # of a serialised model
 COMFORTABLE = 2_000_000_000  # beyond it `auto` moves weights out, so that tools have room to add to the model
@@ -66,15 +67,7 @@ def layout(graph: TensorGraph, name: str, options: WriteOptions) -> Layout:
         raise CkptError(
             "not-sharded", "ONNX weights are written to one data file", None, "leave --max-shard-size out"
         )
-    ties = graph.ties()
-    if ties and options.ties == "error":
-        tied, first = next(iter(ties.items()))
-        raise CkptError(
-            "tied-tensors",
-            f"{tied!r} and {first!r} are one tensor ({plural(len(ties), 'tied name')} in all)",
-            graph.origin.path,
-            "--ties keep writes it once in a data file, --ties copy writes it twice",
-        )
+    ties = kept_ties(graph, options.ties)
     weights = _weights(graph, native)
     notes: list[Finding] = []
     outside = _external(ties, native, weights, options, notes)

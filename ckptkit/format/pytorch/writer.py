@@ -23,7 +23,7 @@ from ckptkit.core.tensor import Tensor
 from ckptkit.format.pytorch.pickle_writer import Entry, state_dict
 from ckptkit.format.pytorch.zipfile_writer import ALIGNMENT, Member, archive
 from ckptkit.format.sharding import index, shard_names, split
-from ckptkit.format.sharing import sharing_losses, structure_losses
+from ckptkit.format.sharing import kept_ties, sharing_losses, structure_losses
 
 ROOT = "archive"
 METADATA, OWN_METADATA = "_metadata", "ckptkit_metadata"
@@ -40,17 +40,12 @@ def layout(graph: TensorGraph, name: str, options: WriteOptions) -> Layout:
     Raises CkptError `dtype-unsupported` for element types torch cannot save, `tied-tensors` when
     `options.ties` is "error" and names share storage, `shape-unsupported` for float4 of odd width.
     """
-    ties = graph.ties()
-    if ties and options.ties == "error":
-        tied, first = next(iter(ties.items()))
-        raise CkptError("tied-tensors", f"shares its storage with {first!r}", tied)
+    ties = kept_ties(graph, options.ties)
     losses = [
         *sharing_losses(graph, options.ties),
         *structure_losses(graph),
         *_integer_losses(graph),
     ]
-    if options.ties == "copy":
-        ties = {}
     stored = {label: tensor for label, tensor in graph.items() if label not in ties}
     shards = split(stored, options.max_shard_size)
     if len(shards) == 1:

@@ -25,7 +25,7 @@ from ckptkit.core.tensor import Tensor
 from ckptkit.core.words import plural
 from ckptkit.format.safetensors.header import METADATA, PREFIX
 from ckptkit.format.sharding import index, shard_names, split
-from ckptkit.format.sharing import sharing_losses, structure_losses
+from ckptkit.format.sharing import kept_ties, sharing_losses, structure_losses
 from ckptkit.format.tied_names import reads_as_tie
 
 # fmt: off
@@ -85,15 +85,7 @@ def layout(graph: TensorGraph, name: str, options: WriteOptions) -> Layout:
 
 
 def _plan(graph: TensorGraph, options: WriteOptions) -> _Plan:
-    ties = {} if options.ties == "copy" else graph.ties()
-    if ties and options.ties == "error":
-        dropped, kept = next(iter(ties.items()))
-        raise CkptError(
-            "tied-tensors",
-            f"{dropped!r} and {kept!r} are one tensor ({plural(len(ties), 'tied name')} in all)",
-            graph.origin.path,
-            "--ties keep writes it once and records the other name; --ties copy writes it twice",
-        )
+    ties = kept_ties(graph, options.ties)
     for key, value in graph.metadata.items():
         if key in ties or reads_as_tie(key, value, graph.tensors):
             raise CkptError(
