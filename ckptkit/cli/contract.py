@@ -41,9 +41,9 @@ def command(
     overwrite: bool,
     quiet: bool,
 ) -> int:
-    """Write a contract: the names, dtypes, shapes and ties of a checkpoint, repeated layers folded.
+    """Write down what a checkpoint must be, for check.
 
-    `check` holds checkpoints to it. --update replaces tensors, ranges, dimensions and ties, and keeps all else that
+    A contract lists names, dtypes, shapes and ties, repeated layers folded. `check` holds checkpoints to it. --update replaces tensors, ranges, dimensions and ties, and keeps all else that
     was written by hand; a contract that still fits stays as it is.
     """
     from ckptkit.format import read

@@ -30,13 +30,22 @@ def _size(text: str) -> int:
 
 
 @click.command(
+    cls=options.Grouped,
+    headings={
+        "What to take": "section variant include exclude",
+        "What to change": "rules let reverse approximate dtype keep_dtype ties metadata no_metadata",
+        "ONNX": "into exported_from name_map external prove module allow_code",
+        "What may be lost": "allow_loss max_expand",
+        "How to write": "to max_shard_size with_code sidecar receipt verify dry_run overwrite",
+        "How to print": "style quiet help",
+    },
     epilog=options.examples(
         "ckptkit convert model.pt model.safetensors",
         "ckptkit convert last.ckpt model.safetensors --rules strip:model. --dtype bfloat16 -n",
         "ckptkit convert llama/ llama-bf16/ --dtype bfloat16 --max-shard-size 5GB",
         "ckptkit convert model.onnx big.onnx --onnx-data external",
         "ckptkit convert tuned.pt tuned.onnx --into base.onnx --exported-from base.pt",
-    )
+    ),
 )
 @click.argument("src", type=click.Path())
 @click.argument("dst", type=click.Path())

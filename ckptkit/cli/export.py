@@ -59,7 +59,7 @@ def command(
     src: str, dst: str, inputs: tuple["Input", ...], dynamic: tuple[tuple[str, str], ...], style: str | None,
     **chosen: Any,
 ) -> int:  # fmt: skip
-    """Export a PyTorch module with the weights of a checkpoint to ONNX.
+    """Make an ONNX model of a PyTorch module and weights.
 
     Runs the code of the module. torch's exporter makes the graph; weights that lose their names in it are recorded in
     the metadata of the model, under ckptkit_weights.

@@ -12,9 +12,10 @@ from ckptkit.format import FormatInfo, formats
 @click.command(epilog=options.examples("ckptkit formats", "ckptkit formats --json"))
 @options.output("text", "json", "markdown")
 def command(style: str | None) -> int:
-    """What is read and written, what each format needs, and what is not done yet.
+    """What is read and written.
 
-    The names are what `convert --to` takes. Files are recognised by content, whatever their suffix.
+    What each format needs, and what is not done yet. The names are what `convert --to` takes. Files are
+    recognised by content, whatever their suffix.
     """
     known = formats()
     if style == "json":

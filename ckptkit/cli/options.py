@@ -1,11 +1,31 @@
 """Options that mean the same in every command."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Grouped(click.Command):
+    """A command with many options: its help lists them under headings, what has none under the last one."""
+
+    def __init__(self, *args: Any, headings: Mapping[str, str], **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.headings = {name: title for title, names in headings.items() for name in names.split()}
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        titles = dict.fromkeys(self.headings.values())
+        rest = list(titles)[-1]
+        rows: dict[str, list[tuple[str, str]]] = {title: [] for title in titles}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
+            if record is not None:
+                rows[self.headings.get(parameter.name or "", rest)].append(record)
+        for title, records in rows.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
 
 
 def output(*formats: str) -> Callable[[F], F]:

@@ -58,7 +58,7 @@ def _dim(text: str) -> tuple[str, int]:
 @options.section
 @options.output("text", "json")
 def command(a: str, style: str | None, dims: tuple[tuple[str, int], ...], **chosen: Any) -> int:
-    """Run two models on the same inputs and compare what they give.
+    """Run two models on the same inputs and compare.
 
     Inputs are made by the graph's own signature: seeded random ones and edge cases, ids within the tables that they
     look up, masks, free dimensions of several sizes. Floats are equal within rtol·|b| + atol·s, where s is the root

@@ -42,9 +42,9 @@ _WORDS: "dict[Kind, str]" = {
 @options.output("text", "json", "sarif")
 @options.quiet
 def command(paths: tuple[str, ...], crc: bool, allow: tuple[str, ...], style: str | None, quiet: bool) -> int:
-    """What would run, were a file loaded unsafely: calls in pickles, tricks in archives, ways out of the folder.
+    """What would run, were a file loaded unsafely.
 
-    Nothing is run to find out. Folders are scanned with all below them. What is not known to be data is at least
+    Calls in pickles, tricks in archives, ways out of the folder: nothing is run to find out. Folders are scanned with all below them. What is not known to be data is at least
     unknown. Exit code 0: clean; 1: unsafe; 2: some of it could not be read, which is not clean either.
     """
     from ckptkit.core.jsonable import dumps

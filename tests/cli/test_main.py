@@ -57,6 +57,26 @@ def test_help_is_grouped_and_lists_every_command(run: Run) -> None:
     assert run().stdout == done.stdout
 
 
+def test_help_says_what_each_command_does_in_a_line(run: Run) -> None:
+    assert "..." not in run("--help").stdout.partition("Options:")[2]  # click's mark of a sentence cut short
+
+
+def test_options_of_convert_stand_under_headings(run: Run) -> None:
+    shown = run("convert", "--help").stdout
+    headings = [
+        "What to take:",
+        "What to change:",
+        "ONNX:",
+        "What may be lost:",
+        "How to write:",
+        "How to print:",
+    ]
+    assert sorted(headings, key=shown.index) == headings
+    for option in ("--include", "--rules", "--into", "--allow-loss", "--verify", "--json", "--help"):
+        assert shown.count(f"  {option} ") + shown.count(f", {option} ") >= 1, option
+    assert "SRC\n" not in shown.partition("What to take:")[2]
+
+
 @pytest.mark.parametrize("command", ["inspect", "show", "convert", "formats"])
 def test_help_of_each_command_has_examples(run: Run, command: str) -> None:
     done = run(command, "--help")
