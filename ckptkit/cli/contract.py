@@ -43,8 +43,9 @@ def command(
 ) -> int:
     """Write down what a checkpoint must be, for check.
 
-    A contract lists names, dtypes, shapes and ties, repeated layers folded. `check` holds checkpoints to it. --update replaces tensors, ranges, dimensions and ties, and keeps all else that
-    was written by hand; a contract that still fits stays as it is.
+    A contract lists names, dtypes, shapes and ties, repeated layers folded. `check` holds checkpoints to it.
+    --update replaces tensors, ranges, dimensions and ties, and keeps all else that was written by hand; a
+    contract that still fits stays as it is.
     """
     from ckptkit.format import read
     from ckptkit.targets.contract import Contract

@@ -44,8 +44,9 @@ _WORDS: "dict[Kind, str]" = {
 def command(paths: tuple[str, ...], crc: bool, allow: tuple[str, ...], style: str | None, quiet: bool) -> int:
     """What would run, were a file loaded unsafely.
 
-    Calls in pickles, tricks in archives, ways out of the folder: nothing is run to find out. Folders are scanned with all below them. What is not known to be data is at least
-    unknown. Exit code 0: clean; 1: unsafe; 2: some of it could not be read, which is not clean either.
+    Calls in pickles, tricks in archives, ways out of the folder: nothing is run to find out. Folders are
+    scanned with all below them. What is not known to be data is at least unknown. Exit code 0: clean; 1:
+    unsafe; 2: some of it could not be read, which is not clean either.
     """
     from ckptkit.core.jsonable import dumps
     from ckptkit.verbs.scan import scan
