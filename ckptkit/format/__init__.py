@@ -65,6 +65,10 @@ def read_with(path: str | os.PathLike[str], options: ReadOptions) -> TensorGraph
             from ckptkit.format.shards import note_lone_shard
 
             return note_lone_shard(graph, name)
+        if os.path.basename(name).startswith("consolidated."):
+            from ckptkit.format.ranks import note_lone_rank
+
+            return note_lone_rank(graph, name)
         return graph
 
 

@@ -2,14 +2,14 @@
 
 Which weights count, first match wins: `model.safetensors`, its index, `pytorch_model.bin`, its index (the
 `diffusion_pytorch_model` names alike), a numbered set without an index, then the only weights file of any other
-name. A variant (`model.fp16.safetensors`) is taken only when it is asked for. Adapters, the components of a
-diffusers pipeline and the rank files of a model-parallel checkpoint are never taken silently; what is passed
-over is a note. Sources: transformers 5.23 and diffusers file names.
+name, or the only rank set. A variant (`model.fp16.safetensors`) is taken only when it is asked for. Adapters, the
+components of a diffusers pipeline and the ranks of a sharded optimizer are never taken silently; what is passed over
+is a note. Sources: transformers 5.23 and diffusers file names.
 """
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
@@ -18,7 +18,7 @@ from ckptkit.core.files import File
 from ckptkit.core.findings import Finding
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.options import ReadOptions
-from ckptkit.format import listing, registry, shards
+from ckptkit.format import listing, ranks, registry, shards
 from ckptkit.format.companions import companions, is_side_file, is_side_folder, others
 
 __all__ = ["companions", "others", "read_folder", "strangers", "weights_name"]
@@ -30,7 +30,7 @@ _WEIGHTS = re.compile(
 )
 _READABLE = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx")
 _ADAPTER = re.compile(r"adapter_model\.(?:safetensors|bin)|pytorch_lora_weights\.(?:safetensors|bin)")
-_RANK = re.compile(r"consolidated\.\d\d\.pth|mp_rank_\d\d.*\.pt|.*zero_pp_rank_\d+.*\.pt")
+_ZERO = re.compile(r"mp_rank_\d\d.*\.pt|.*zero_pp_rank_\d+.*\.pt")  # DeepSpeed's, flat or in parts
 # What trainers leave beside the weights.
 _TRAINING = re.compile(
     r"training_args\.bin|optimizer\.(?:pt|bin)|scheduler\.(?:pt|bin)|scaler\.pt|rng_state.*\.pth"
@@ -50,7 +50,9 @@ def read_folder(path: str, options: ReadOptions) -> TensorGraph:
     _refuse_foreign(path, names)
     weights = [name for name in names if _WEIGHTS.fullmatch(name) and not _TRAINING.fullmatch(name)]
     choice = _choose(path, weights, options.variant)
-    if choice.numbered:
+    if choice.parallel:
+        graph = ranks.read_ranks(path, choice.parallel, options)
+    elif choice.numbered:
         graph = shards.read_set(path, choice.names, options)
     else:
         inner = os.path.join(path, choice.names[0])
@@ -83,10 +85,11 @@ def weights_name(format_name: str, source: TensorGraph | None = None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """The weights of a folder: one file or index, or the files of a numbered set without an index."""
+    """The weights of a folder: one file or index, the files of a numbered set without an index, or those of ranks."""
 
     names: tuple[str, ...]
     numbered: bool = False
+    parallel: Mapping[ranks.Rank, str] | None = None
 
 
 def strangers(path: str, names: Iterable[str] = ()) -> list[str]:
@@ -133,15 +136,21 @@ def _indexes(stem: str, suffix: str, variant: str | None) -> tuple[str, ...]:
 
 
 def _other(path: str, weights: list[str]) -> _Choice:
-    """Weights under other names: a numbered set, else the only file there is."""
-    ranks = [n for n in weights if _RANK.fullmatch(n)]
-    special = {n for n in weights if _ADAPTER.fullmatch(n) or _is_variant(n)} | set(
-        ranks if len(ranks) > 1 else ()
-    )
+    """Weights under other names: a numbered set, else the only file or rank set there is."""
+    sharded = [n for n in weights if _ZERO.fullmatch(n)]
+    special = {n for n in weights if _ADAPTER.fullmatch(n) or _is_variant(n)}
+    special.update(sharded if len(sharded) > 1 else ())
+    parallel = ranks.rank_set(path, weights)
     usable = [n for n in weights if n.endswith(_READABLE) and n not in special]
     indexes = [n for n in weights if n.endswith(".index.json")]
     for suffixes in ((".safetensors",), (".bin", ".pt", ".pth", ".ckpt"), (".onnx",)):
         found = [n for n in usable if n.endswith(suffixes)]
+        if parallel and ".pth" in suffixes:
+            others = [n for n in found if n not in parallel.values()]
+            first = next(iter(parallel.values()))
+            if others:
+                _ambiguous(path, [*others, first])
+            return _Choice((first,)) if ranks.is_whole(parallel) else _Choice((first,), parallel=parallel)
         named = [n for n in indexes if n.endswith(tuple(s + ".index.json" for s in suffixes))]
         if len(named) == 1:
             return _Choice(tuple(named))
@@ -168,18 +177,18 @@ def _same_set(names: Iterable[str]) -> bool:
 
 
 def _refuse_special(path: str, weights: list[str]) -> None:
-    """Variants, ranks, adapters and components, which are read only when they are named."""
+    """Variants, sharded states, adapters and components, which are read only when they are named."""
     variants = sorted({m["variant"] for n in weights if _is_variant(n) and (m := _VARIANT.fullmatch(n))})
     if variants:
         message = f"the folder holds only the variants {', '.join(variants)}"
         raise CkptError("variant-missing", message, path, f"--variant {variants[0]}")
-    ranks = [n for n in weights if _RANK.fullmatch(n)]
-    if ranks:
+    sharded = [n for n in weights if _ZERO.fullmatch(n)]
+    if sharded:
         raise CkptError(
             "rank-files",
-            f"{_some(ranks)} are the ranks of one model-parallel checkpoint; each holds a part of every tensor",
+            f"{_some(sharded)} are the ranks of one sharded checkpoint; each holds a part of every tensor",
             path,
-            f"one rank can be read by its path: {os.path.join(path, ranks[0])}",
+            f"one rank can be read by its path: {os.path.join(path, sharded[0])}",
         )
     adapters = [n for n in weights if _ADAPTER.fullmatch(n)]
     if adapters:

@@ -212,7 +212,21 @@ def naming(tensors: Mapping[str, Tensor]) -> Naming:
             break
         tensors = {name.removeprefix(holder): tensor for name, tensor in tensors.items()}
         wrappers.append(holder)
-    return Naming(wrappers=sure)
+    return _ranked(tensors, sure)
+
+
+def _ranked(tensors: Mapping[str, Tensor], wrappers: tuple[str, ...]) -> Naming:
+    """What the names of a rank set tell, which begin with the rank. Of its sizes only the layers are of the whole."""
+    ranks = {rank for rank, dot, _ in (name.partition(".") for name in tensors) if dot}
+    if len(ranks) < 2 or ranks != set(map(str, range(len(ranks)))):
+        return Naming(wrappers=wrappers)
+    first = {name[2:]: tensor for name, tensor in tensors.items() if name.startswith("0.")}
+    found = _fit(first)
+    if found is None:
+        return Naming(wrappers=wrappers)
+    scheme, root = found
+    layers = [size for size in _sizes(scheme, root, first) if size[0] == "layers"]
+    return Naming(scheme.name, scheme.family, wrappers, (("ranks", len(ranks)), *layers))
 
 
 def unwrapped(name: str) -> str:

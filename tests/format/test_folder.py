@@ -24,6 +24,12 @@ def put(folder: Path, **files: bytes) -> Path:
     return folder
 
 
+def code_of(folder: Path) -> str:
+    with pytest.raises(ck.CkptError) as refusal:
+        ck.read(folder)
+    return refusal.value.code
+
+
 def text(file: OutputFile) -> bytes:
     content = file.pieces[0].content if file.pieces else b""
     assert not hasattr(content, "dtype")
@@ -108,16 +114,56 @@ def test_other_layouts_and_training_state_are_passed_over(tmp_path: Path) -> Non
     assert "optimizer" not in note.message
 
 
-def test_one_rank_is_read_and_several_are_explained(tmp_path: Path) -> None:
+def test_one_rank_is_read_as_it_stands_and_several_by_their_numbers(tmp_path: Path) -> None:
     (tmp_path / "consolidated.00.pth").write_bytes(ONE)
-    (tmp_path / "consolidated.01.pth").write_bytes(ONE)
-    with pytest.raises(ck.CkptError) as refusal:
-        ck.read(tmp_path)
-    assert refusal.value.code == "rank-files"
-    assert refusal.value.hint is not None
-    assert "consolidated.00.pth" in refusal.value.hint
-    (tmp_path / "consolidated.01.pth").unlink()
     assert list(ck.read(tmp_path)) == ["one"]
+    (tmp_path / "consolidated.01.pth").write_bytes(ONE)
+    put(tmp_path, tokenizer__model=b"", params__json=b"{}")
+    graph = ck.read(tmp_path)
+    assert list(graph) == ["0.one", "1.one"]
+    assert [finding.code for finding in graph.findings] == ["rank-files"]
+    assert [Path(file.path).name for file in graph.origin.files] == [
+        "consolidated.00.pth",
+        "consolidated.01.pth",
+    ]
+    lone = ck.read(tmp_path / "consolidated.01.pth")
+    assert (list(lone), [finding.code for finding in lone.findings]) == (["one"], ["rank-files"])
+    (tmp_path / "other.pth").write_bytes(ONE)
+    assert code_of(tmp_path) == "ambiguous-weights"
+    put(tmp_path, model__safetensors=TWO)
+    assert list(ck.read(tmp_path)) == ["two"]
+
+
+@pytest.mark.parametrize("there", [(1,), (0, 2), (1, 2), (0, 1, 99)])
+def test_a_rank_set_with_a_gap_is_refused(tmp_path: Path, there: tuple[int, ...]) -> None:
+    for rank in there:
+        (tmp_path / f"consolidated.{rank:02}.pth").write_bytes(ONE)
+    assert code_of(tmp_path) == "shard-missing"
+
+
+def test_ranks_in_folders_have_one_number_or_two(tmp_path: Path) -> None:
+    for tensor, pipeline in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        for root, name in (("t", f"mp_rank_0{tensor}"), ("p", f"mp_rank_0{tensor}_00{pipeline}")):
+            (tmp_path / root / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / root / name / "model_optim_rng.pt").write_bytes(ONE)
+    assert list(ck.read(tmp_path / "t")) == ["0.one", "1.one"]
+    assert list(ck.read(tmp_path / "p")) == ["0.0.one", "0.1.one", "1.0.one", "1.1.one"]
+    (tmp_path / "p" / "mp_rank_00_001" / "model_optim_rng.pt").unlink()
+    assert code_of(tmp_path / "p") == "shard-missing"
+    (tmp_path / "p" / "mp_rank_05").mkdir()
+    (tmp_path / "p" / "mp_rank_05" / "model_rng.pt").write_bytes(ONE)
+    assert code_of(tmp_path / "p") == "rank-files"
+
+
+def test_ranks_must_be_wrapped_alike(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs the torch extra")
+    torch.save({"model": {"a": torch.ones(2)}, "iteration": 3}, tmp_path / "consolidated.00.pth")
+    torch.save({"model": {"a": torch.ones(2)}, "iteration": 3}, tmp_path / "consolidated.01.pth")
+    graph = ck.read(tmp_path)
+    assert list(graph) == ["0.a", "1.a"]
+    assert [leaf.path for leaf in graph.objects] == ["0.iteration", "1.iteration"]
+    torch.save({"net": {"a": torch.ones(2)}, "iteration": 3}, tmp_path / "consolidated.01.pth")
+    assert code_of(tmp_path) == "rank-files"
 
 
 def test_a_component_named_by_its_path_is_read() -> None:

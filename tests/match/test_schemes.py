@@ -137,3 +137,10 @@ def test_real_modules(request: pytest.FixtureRequest) -> None:
         found = naming({n: Tensor(dtype("float32"), tuple(t.shape)) for n, t in module.state_dict().items()})
         sizes = dict(found.sizes)
         assert (found.scheme, sizes["layers"], sizes["width"]) == (scheme, 2, 64)
+
+
+def test_ranks_are_seen_and_sizes_of_one_are_not_told() -> None:
+    ranks = {f"{rank}.{name}": tensor for rank in (0, 1) for name, tensor in llama().items()}
+    found = naming(ranks)
+    assert (found.scheme, found.sizes) == ("Llama", (("ranks", 2), ("layers", 3)))
+    assert naming({name: tensor for name, tensor in ranks.items() if name[0] == "1"}).scheme == ""

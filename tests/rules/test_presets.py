@@ -13,6 +13,7 @@ import pytest
 from ckptkit.core.graph import TensorGraph
 from ckptkit.format import read
 from ckptkit.rules.ruleset import Rules, preset_text, presets
+from ckptkit.verbs.convert import convert
 from tests.rules.support import code_of, names, stored
 from tests.support import ROOT
 
@@ -128,22 +129,60 @@ def test_vit_by_way_of_torchvision_is_vit(conversion: Conversion) -> None:
     assert set(back) == set(source)
 
 
-def test_ranks_of_llama_give_what_the_whole_gives(conversion: Conversion, tmp_path: Path) -> None:
+# Along which dimension Meta's code divides a weight among ranks; norms and frequencies are copied to each.
+DIVIDED = {"wo": 1, "w2": 1, "tok_embeddings": 1, "wq": 0, "wk": 0, "wv": 0, "w1": 0, "w3": 0, "output": 0}
+
+
+def rank_folder(folder: Path, whole: TensorGraph, ranks: int, divided: dict[str, int]) -> Path:
+    """The folder that Meta's code would save the whole into."""
+    torch = pytest.importorskip("torch", reason="needs the torch extra")
+    folder.mkdir()
+    for rank in range(ranks):
+        state = {}
+        for name, tensor in whole.items():
+            dim = next((divided[part] for part in name.split(".") if part in divided), None)
+            array = tensor.numpy() if dim is None else np.split(tensor.numpy(), ranks, dim)[rank]
+            state[name] = torch.from_numpy(array.copy())
+        torch.save(state, folder / f"consolidated.{rank:02}.pth")
+    (folder / "params.json").write_text(json.dumps({"dim": 32, "n_heads": 4, "n_kv_heads": 2}))
+    return folder
+
+
+@pytest.mark.parametrize("embeddings", [0, 1])  # Llama 3 divides their rows, Llama 1 and 2 their width
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_folder_of_ranks_gives_what_the_whole_gives(
+    conversion: Conversion, tmp_path: Path, ranks: int, embeddings: int
+) -> None:
+    source, wanted = conversion("llama_meta_hf")
+    folder = rank_folder(tmp_path / "ranks", source, ranks, DIVIDED | {"tok_embeddings": embeddings})
+    rules = "llama-meta-hf" if ranks == 1 else "llama-meta-ranks-hf"
+    convert(folder, tmp_path / "hf.safetensors", rules=[rules], verify=True)
+    made = read(tmp_path / "hf.safetensors")
+    assert set(made) == set(wanted)
+    assert differing(made, wanted, set(wanted)) == []
+
+
+def test_ranks_that_are_not_all_there_are_refused(conversion: Conversion, tmp_path: Path) -> None:
     source, _ = conversion("llama_meta_hf")
-    halves = {"wo": 1, "w2": 1, "tok_embeddings": 1, "wq": 0, "wk": 0, "wv": 0, "w1": 0, "w3": 0, "output": 0}
-    ranks: dict[str, Any] = {}
-    for name, tensor in source.items():
-        dim = next((halves[part] for part in name.split(".") if part in halves), None)
-        array = tensor.numpy()
-        for rank in (0, 1):
-            ranks[f"{rank}.{name}"] = array if dim is None else np.split(array, 2, dim)[rank].copy()
-    graph = stored(tmp_path, ranks)
     rules = Rules.preset("llama-meta-ranks-hf")
-    whole = Rules.preset("llama-meta-hf").apply(source, H=4, KV=2).graph
-    made = rules.apply(graph, H=4, KV=2).graph
-    assert set(made) == set(whole)
-    assert differing(made, whole, set(whole)) == []
-    assert code_of(rules.reversed) == "rule-lossy"
+    folder = rank_folder(tmp_path / "ranks", source, 4, DIVIDED)
+    (folder / "consolidated.03.pth").unlink()
+    assert "rule-gap" in {finding.code for finding in rules.check(read(folder))}
+    repeated = {part: dim for part, dim in DIVIDED.items() if part not in ("wk", "wv")}
+    folder = rank_folder(tmp_path / "repeated", source, 4, repeated)
+    assert "op-shape" in {finding.code for finding in rules.check(read(folder))}
+
+
+def test_replicas_that_differ_stop_a_conversion(conversion: Conversion, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs the torch extra")
+    source, _ = conversion("llama_meta_hf")
+    folder = rank_folder(tmp_path / "ranks", source, 2, DIVIDED)
+    state = torch.load(folder / "consolidated.01.pth")
+    state["norm.weight"][3] += 1
+    torch.save(state, folder / "consolidated.01.pth")
+    target = tmp_path / "hf.safetensors"
+    assert code_of(convert, folder, target, rules=["llama-meta-ranks-hf"]) == "replicas-differ"
+    assert not target.exists()
 
 
 def test_mobilenet_on_the_file_that_people_have(shared_data: Path) -> None:
