@@ -92,6 +92,7 @@ CODES: dict[str, str] = {
     "onnx-malformed": "the bytes of an ONNX model are not its protobuf messages",
     "onnx-name": "an ONNX tensor without the name that its place asks for",
     "onnx-newer": "an ONNX model is of a newer IR version than the ones known here",
+    "onnx-opset": "the operators of an ONNX model are too old for what is asked",
     "onnx-rename": "an ONNX tensor whose name cannot be changed alone",
     "onnx-shape": "an ONNX tensor's dimensions are negative, too many or too large",
     "onnx-sparse": "the parts of a sparse ONNX tensor do not fit each other",

@@ -1,4 +1,4 @@
-"""ONNX models: weights and graph, inline or with external data, read lazily and written without touching the graph.
+"""ONNX models: weights and graph, inline or with external data, read lazily and written without touching the rest.
 
 A model is one protobuf message (ModelProto). Nothing of it is loaded as a whole: the reader walks the wire format in
 place (`wire`), knows the messages by a table (`schema`), and remembers where each tensor's bytes lie; models past

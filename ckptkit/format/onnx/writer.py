@@ -1,9 +1,9 @@
 """TensorGraph of an ONNX model → ONNX model: the source's bytes with the weights put elsewhere, renamed or replaced.
 
-Nothing but the data fields of TensorProto, the names of renamed tensors and changed metadata_props is touched; node
-order, unknown fields and documentation are copied as they stand. Inline data becomes raw_data; tensors that stay
-inline keep the field they are in if they are unchanged, or if it holds plain bytes (raw data, packed floats), which are
-then replaced in place. External data goes to one new file, in file order, each
+Nothing but the data fields of TensorProto, the names of renamed tensors, changed metadata_props and what `casts` adds
+is touched; node order, unknown fields and documentation are copied as they stand. Inline data becomes raw_data; tensors
+that stay inline keep the field they are in if they are unchanged, or if it holds plain bytes (raw data, packed floats),
+which are then replaced in place. External data goes to one new file, in file order, each
 tensor at a multiple of 4096 bytes (of 64 KiB from 1 MiB on, which is what Windows needs to map it), with entries
 location, offset, length as onnx writes them. Tensors below 1 KiB stay inline, as in onnx.save, and so do strings,
 attributes, sparse parts and what lies in functions and training info, where onnx itself would not look for a file.
@@ -21,6 +21,8 @@ from ckptkit.core.graph import TensorGraph
 from ckptkit.core.plan import Layout, OutputFile, Piece, WriteOptions
 from ckptkit.core.tensor import Tensor
 from ckptkit.core.words import plural
+from ckptkit.format.onnx.casts import Recast, fixed, recast
+from ckptkit.format.onnx.mentions import bodies
 from ckptkit.format.onnx.native import Frame, Native, Stored
 from ckptkit.format.onnx.patch import Edit, patched
 from ckptkit.format.onnx.rename import rename_edits
@@ -33,7 +35,7 @@ COMFORTABLE = 2_000_000_000  # beyond it `auto` moves weights out, so that tools
 SMALLEST_EXTERNAL = 1024
 PAGE, GRANULARITY, LARGE = 4096, 1 << 16, 1 << 20
 
-_RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION, _METADATA_PROPS = 9, 13, 14, 14
+_DATA_TYPE, _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION, _METADATA_PROPS = 2, 9, 13, 14, 14
 _DATA_FIELDS = frozenset((4, 5, 6, 7, 9, 10, 11, 13, 14))
 
 
@@ -77,7 +79,7 @@ def layout(graph: TensorGraph, name: str, options: WriteOptions) -> Layout:
         edits: list[Edit] = []
         for weight in weights:
             edits += _data_edits(wire, weight, native, data.path, places.get(weight.name))
-        edits += rename_edits(wire, native, graph.renamed)
+        edits += _name_edits(wire, native, graph, weights)
         edits += _metadata_edits(wire, native, graph)
         pieces, size = patched(wire, edits)
     if size > LIMIT:
@@ -94,15 +96,30 @@ def layout(graph: TensorGraph, name: str, options: WriteOptions) -> Layout:
     return Layout((data, model) if places else (model,), losses, tuple(notes))
 
 
+def _name_edits(wire: Wire, native: Native, graph: TensorGraph, weights: list[_Weight]) -> list[Edit]:
+    """What makes names those of the graph, and gives the nodes the types they were made for."""
+    stored_as = {
+        graph.renamed.get(w.name, w.name): w.tensor.dtype
+        for w in weights
+        if w.tensor.dtype != w.stored.tensor.dtype
+    }
+    if not stored_as and not graph.renamed:
+        return []
+    found = bodies(wire, native)
+    changes = recast(wire, native, found, stored_as, graph.renamed) if stored_as else Recast()
+    return [*changes.edits, *rename_edits(native, found, graph.renamed, changes)]
+
+
 def _weights(graph: TensorGraph, native: Native) -> list[_Weight]:
     weights = []
+    rigid = _rigid(graph, native)
     left = dict(native.tensors)
     for name, tensor in graph.tensors.items():
         stored = left.pop(graph.renamed.get(name, name), None)
         if stored is None:
             raise CkptError("graph-incomplete", "the ONNX graph has no place for this tensor", name)
         was = stored.tensor
-        if (tensor.dtype, tensor.shape) != (was.dtype, was.shape):
+        if tensor.shape != was.shape or (tensor.dtype != was.dtype and name in rigid):
             raise CkptError(
                 "graph-typed",
                 f"the graph's nodes expect {_type(was)}, not {_type(tensor)}",
@@ -123,6 +140,18 @@ def _weights(graph: TensorGraph, native: Native) -> list[_Weight]:
             "convert to .safetensors or .pt to keep only some of them",
         )
     return weights
+
+
+def _rigid(graph: TensorGraph, native: Native) -> frozenset[str]:
+    """Names that cannot have the dtype they have, as it is not the one they were read with."""
+    changed = {}
+    for name, tensor in graph.tensors.items():
+        stored = native.tensors.get(graph.renamed.get(name, name))
+        if stored is not None and stored.tensor.dtype != tensor.dtype:
+            changed[name] = (stored.tensor.dtype, tensor.dtype)
+    floats = {now for was, now in changed.values() if was.kind == now.kind == "float"}
+    held = frozenset[str]().union(*(fixed(graph, dtype) for dtype in floats))
+    return held | {name for name, pair in changed.items() if any(dtype.kind != "float" for dtype in pair)}
 
 
 def _type(tensor: Tensor) -> str:
@@ -200,13 +229,18 @@ def _data_edits(
     tensor = weight.tensor
     was_external = _is_external(weight.stored, native)
     was = weight.stored.tensor
-    if place is None and not was_external and was.source is None and tensor.nbytes:
+    same_dtype = tensor.dtype == was.dtype
+    if place is None and not was_external and was.source is None and tensor.nbytes and same_dtype:
         # Raw data, or packed floats, which are the same: new or old values in the same place.
         yield Edit(frame, was.offset, was.offset + was.nbytes, (tensor,), weight.name)
         return
     if place is None and not weight.changed and not was_external:
         return
     fields = list(wire.fields(frame.span.start, frame.span.end))
+    if not same_dtype:
+        assert tensor.dtype.onnx is not None
+        spelled = encode_field(_DATA_TYPE, tensor.dtype.onnx)
+        yield from (Edit(frame, at.at, at.end, (spelled,)) for key, at in fields if key >> 3 == _DATA_TYPE)
     content: tuple[bytes | Tensor, ...]
     if place is not None:
         entries = (("location", data_path), ("offset", str(place)), ("length", str(tensor.nbytes)))

@@ -174,6 +174,9 @@ def plan(
     graph = rewrite.graph
     original = {name: step.sources[0] if step.sources else "" for name, step in rewrite.trace.items()}
     keep = frozenset(matching(source, keep_dtype)) if keep_dtype else frozenset()
+    target, into_folder, writer = _target(dst, to)
+    if dtype is not None and writer.name == "onnx" and into is None:
+        keep |= _fixed(graph, dtype)
     graph, cast = _cast(rewrite, dtype, keep)
     reference = _reference(source, graph, module, allow_code) if prove else None
     if module is not None and not prove:
@@ -193,13 +196,12 @@ def plan(
     elif exported_from is not None or name_map is not None:
         option = "--exported-from" if exported_from is not None else "--name-map"
         raise CkptError("usage", f"{option} goes with a graph to put weights into", None, "--into BASE.onnx")
-    kept = _kept(graph, cast) if dtype else ()
+    kept = _kept(graph, cast, writer.name) if dtype else ()
     graph = replace(graph, metadata=_metadata(graph, metadata, no_metadata))
     stored = graph.origin.stored
     meant = f"--max-expand {graph.nbytes // max(stored, 1) + 1} if that is meant"
     refuse_expansion(graph.nbytes, stored, graph.origin.path, meant, limit=max_expand)
 
-    target, into_folder, writer = _target(dst, to, graph)
     if external != "auto" and writer.name != "onnx":
         raise CkptError(
             "option-unfit", f"{writer.title} has no weights outside its file", target, "drop --onnx-data"
@@ -281,6 +283,16 @@ def _reference(
     return Reference(against=source.origin.path)
 
 
+def _fixed(graph: TensorGraph, dtype: str) -> frozenset[str]:
+    """Names of the weights that a graph cannot have in another dtype, or had better not have."""
+    wanted = DTYPES.get(dtype)
+    if graph.origin.format != "onnx" or wanted is None or wanted.kind != "float":
+        return frozenset()
+    from ckptkit.format.onnx.casts import fixed
+
+    return fixed(graph, wanted)
+
+
 def _cast(rewrite: Rewrite, dtype: str | None, keep: frozenset[str]) -> tuple[TensorGraph, dict[str, str]]:
     """The graph with float tensors cast, and name → dtype it had. Quantised weights and their scales stay."""
     graph = rewrite.graph
@@ -306,14 +318,15 @@ def _cast(rewrite: Rewrite, dtype: str | None, keep: frozenset[str]) -> tuple[Te
     return replace(graph, tensors=tensors), changed
 
 
-def _kept(graph: TensorGraph, cast: Mapping[str, str]) -> tuple[Finding, ...]:
+def _kept(graph: TensorGraph, cast: Mapping[str, str], target: str) -> tuple[Finding, ...]:
     """A note of what a cast leaves alone, by dtype."""
     left = Counter(tensor.dtype.name for name, tensor in graph.items() if name not in cast)
     if not left:
         return ()
-    return (
-        Finding("dtype-kept", "note", "", f"not cast: {', '.join(f'{n} ×{c}' for n, c in left.items())}"),
-    )
+    text = f"not cast: {', '.join(f'{n} ×{c}' for n, c in left.items())}"
+    if target == "onnx":
+        text += " (a graph keeps weights of fewer than 256 values, its inputs and its outputs)"
+    return (Finding("dtype-kept", "note", "", text),)
 
 
 def _torn(whole: TensorGraph, names: Sequence[str]) -> tuple[Finding, ...]:
@@ -348,9 +361,7 @@ def _refuse_unknown(codes: Sequence[str]) -> None:
             raise CkptError("option-unfit", "there is no loss of this code", code, " or ".join(near) or None)
 
 
-def _target(
-    dst: str | os.PathLike[str], to: str | None, graph: TensorGraph
-) -> tuple[Path, bool, registry.Format]:
+def _target(dst: str | os.PathLike[str], to: str | None) -> tuple[Path, bool, registry.Format]:
     """Where the output goes, whether that is a folder, and the format that writes it."""
     text = os.fspath(dst)
     path = Path(text)
