@@ -1,11 +1,11 @@
 """Weights stored in another float type than the graph computes with, and Cast nodes that make up for it.
 
-A weight `w` of float32 that is stored as float16 keeps its name; a Cast node gives its users `w.float32`, a name that is
-free. Inputs, outputs and everything between them stay as they are. Where Cast nodes are a weight's only users, as
+A weight `w` of float32 that is stored as float16 keeps its name; a Cast node gives its users `w.float32`, or a name like
+it that is free. Inputs, outputs and everything between them stay as they are. Where Cast nodes are a weight's only users, as
 after that, none is added, and those that would do nothing any more are taken out: going back gives the old graph.
 
-Not touched: what is an input or output of its graph, sparse, an attribute other than a Constant's `value`, in a function
-or beside training info, and what has fewer than 256 values, where a node would cost more than it saves.
+Not touched: what is an input or output of its graph, sparse, an attribute other than a Constant's `value`, in a
+function or beside training info, and what has fewer than 256 values, where a node would cost more than it saves.
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,7 +23,7 @@ from ckptkit.format.onnx.wire import Wire, encode_field
 
 SMALLEST = 256  # values
 _STANDARD = ("", "ai.onnx")
-# The version of the standard operators from which on Cast takes a type, and takes its number. Source: onnx's Operators.md
+# The opset from which on Cast takes a type, by its number. Source: docs/Changelog.md of onnx 1.23
 _SINCE = {"float64": 6, "float32": 6, "float16": 6, "bfloat16": 13, "float8_e4m3fn": 19, "float8_e5m2": 19}
 _NODE, _INT = 1, 2  # GraphProto.node; AttributeProto.type of an integer
 
@@ -145,7 +145,7 @@ def recast(
 
 
 def _reach(users: list[_User], home: Body, names: set[str]) -> bool:
-    """Whether all users of a value of `home` can see `home`'s own values of these names; an output has to be its own."""
+    """Whether all users of a value of `home` could use `home`'s own value of these names; an output's name is fixed."""
     for body, mention in users:
         if mention.kind == "output":
             return False
