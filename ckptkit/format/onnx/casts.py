@@ -1,8 +1,9 @@
 """Weights stored in another float type than the graph computes with, and Cast nodes that make up for it.
 
-A weight `w` of float32 that is stored as float16 keeps its name; a Cast node gives its users `w.float32`, or a name like
-it that is free. Inputs, outputs and everything between them stay as they are. Where Cast nodes are a weight's only users, as
-after that, none is added, and those that would do nothing any more are taken out: going back gives the old graph.
+A weight `w` of float32 that is stored as float16 keeps its name; a Cast node gives its users `w.float32`, or a name
+like it that is free. Inputs, outputs and everything between them stay as they are. Where Cast nodes are a weight's
+only users, as after that, none is added, and those that would do nothing any more are taken out: going back gives the
+old graph.
 
 Not touched: what is an input or output of its graph, sparse, an attribute other than a Constant's `value`, in a
 function or beside training info, and what has fewer than 256 values, where a node would cost more than it saves.
