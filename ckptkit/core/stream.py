@@ -1,9 +1,9 @@
 """Moving the bytes of a planned file, once, in bounded buffers, with two threads.
 
-Runs that are plain on both sides (most of nearly every checkpoint) are merged and copied by large positional
-reads and writes through one small buffer per thread, which stays in the processor's cache: measured, that is
-as fast as `cp` or faster. Everything else is produced chunk by chunk by its source. The number of threads is
-part of the memory bound that a plan states, so it is fixed.
+Runs that are plain on both sides (most of nearly every checkpoint) are merged and copied by the system, as `cp`
+does it; where it cannot, and where the bytes must be seen (for checksums), by positional reads and writes through
+one small buffer per thread. Everything else is produced chunk by chunk by its source. The number of threads is part
+of the memory bound that a plan states, so it is fixed.
 """
 
 import os
@@ -105,6 +105,7 @@ class _Writer:
         self.done = Streamed()
         self.lock = threading.Lock()
         self.stop = threading.Event()
+        self.copying = threading.Lock()  # one file takes one writer at a time; the other thread need not spin
         self.readers: dict[File, Reader] = {}
         self.checksums: dict[int, list[tuple[int, int, int]]] = {}  # piece → (part, crc, nbytes)
 
@@ -178,7 +179,9 @@ class _Writer:
     def _do(self, task: _Task, buffer: memoryview) -> None:
         crc, sealed = 0, self.file.seal is not None
         position = task.offset
-        for chunk in self._chunks(task, buffer):
+        if not (sealed or task.observers) and isinstance(task.content, Extent):
+            position += self._copied(task.offset, task.content)
+        for chunk in self._chunks(task, position - task.offset, buffer):
             if self.stop.is_set():
                 return
             if sealed:
@@ -189,22 +192,34 @@ class _Writer:
                 break
             self._write(chunk, position)
             position += len(chunk)
-            if self.progress is not None:
-                with self.lock:
-                    self.progress(len(chunk))
+            self._advance(len(chunk))
         if position != task.offset + task.nbytes:
             raise _length(self.file.pieces[task.index])
         if sealed:
             with self.lock:
                 self.checksums.setdefault(task.index, []).append((task.part, crc, task.nbytes))
 
-    def _chunks(self, task: _Task, buffer: memoryview) -> Iterator[Buffer]:
+    def _copied(self, at: int, content: Extent) -> int:
+        """How many of the bytes, from the first on, the system has copied."""
+        reader = self._reader(content.file)
+        with self.copying:
+            done = reader.copy_to(self.fd, at, content.offset, content.nbytes)
+        self._advance(done)
+        return done
+
+    def _advance(self, nbytes: int) -> None:
+        if self.progress is not None and nbytes:
+            with self.lock:
+                self.progress(nbytes)
+
+    def _chunks(self, task: _Task, done: int, buffer: memoryview) -> Iterator[Buffer]:
+        """The bytes of a task, without the first `done` of a run."""
         content = task.content
         if isinstance(content, bytes):
             yield content
         elif isinstance(content, Extent):
             reader = self._reader(content.file)
-            for start in range(0, content.nbytes, len(buffer)):
+            for start in range(done, content.nbytes, len(buffer)):
                 part = buffer[: min(len(buffer), content.nbytes - start)]
                 reader.read_into(content.offset + start, part)
                 yield part

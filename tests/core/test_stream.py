@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckptkit.core import files
 from ckptkit.core.dtypes import DTYPES
 from ckptkit.core.errors import CkptError
 from ckptkit.core.files import File
@@ -44,6 +45,38 @@ def source_file(folder: Path, size: int) -> tuple[File, bytes]:
     path = folder / "source"
     path.write_bytes(data[:size])
     return File.at(path), data[:size]
+
+
+@pytest.fixture(params=[True, False], ids=["by-the-system", "by-hand"], autouse=True)
+def copied_by(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Plain runs are copied by the system where it can; everything must hold where it cannot, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.param:
+            patch.setattr(files, "_copy_file_range", None)
+        yield
+
+
+@pytest.mark.parametrize(
+    "answers", [[0], [OSError(18, "cross-device link")], [3, OSError(5, "input/output")], [1, 1, 0]]
+)
+def test_the_system_may_stop_copying_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: list[int | OSError]
+) -> None:
+    """What it leaves is read and written; it never answers for more than it has done."""
+    file, data = source_file(tmp_path, 5000)
+    left = list(answers)
+
+    def partly(source: int, target: int, size: int, offset: int, at: int) -> int:
+        answer = left.pop(0) if left else 0
+        if isinstance(answer, OSError):
+            raise answer
+        return os.pwrite(target, os.pread(source, answer, offset), at)
+
+    monkeypatch.setattr(files, "_copy_file_range", partly)
+    planned = OutputFile("out", 4020, (Piece(20, 4000, Extent(file, 7, 4000), "w"),))
+    write_file(planned, tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == bytes(20) + data[7:4007]
+    assert not left
 
 
 pieces = st.lists(

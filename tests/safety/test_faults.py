@@ -82,7 +82,7 @@ def points(monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
     """Every call through which a conversion touches the disk."""
     for module, names in {
         stream: ("_pwrite",),
-        files: ("_pread", "_preadinto"),
+        files: ("_pread", "_preadinto", "_copy_file_range"),
         staging.os: ("open", "mkdir", "rename", "replace", "link", "fsync", "ftruncate"),
     }.items():
         for name in names:

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import ckptkit as ck
-from ckptkit.core import stream
+from ckptkit.core import files, stream
 from tests.support import ROOT
 
 # Converts with a progress callback that says where it is and waits for a line of input.
@@ -24,6 +24,12 @@ def pause(phase, done, total):
 size = int(sys.argv[3]) or None
 ck.convert(sys.argv[1], sys.argv[2], overwrite=True, verify=True, progress=pause, max_shard_size=size)
 """
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes pass through this process, where faults can be put in, as on systems that do not copy themselves."""
+    monkeypatch.setattr(files, "_copy_file_range", None)
 
 
 @pytest.fixture
@@ -49,7 +55,7 @@ def look(target: Path) -> list[tuple[str, bytes]]:
 
 
 @pytest.mark.parametrize("name", ["out.safetensors", "out"])
-@pytest.mark.parametrize("steps", [1, 5, 8])
+@pytest.mark.parametrize("steps", [1, 3, 5])
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_a_process_stopped_at_any_stage(
     source: Path, tmp_path: Path, name: str, steps: int, sent: signal.Signals
@@ -81,8 +87,9 @@ def test_a_process_stopped_at_any_stage(
 # Runs the command; each write takes a second.
 HANGING = """
 import os, sys, time
-from ckptkit.core import stream
+from ckptkit.core import files, stream
 from ckptkit.cli import main
+files._copy_file_range = None
 real = stream._pwrite
 def slow(fd, data, offset):
     os.write(1, b"writing\\n")
@@ -111,6 +118,7 @@ def test_a_command_asked_to_end_leaves_nothing(source: Path, tmp_path: Path, nam
     assert os.listdir(tmp_path) == ["source.safetensors"]
 
 
+@pytest.mark.usefixtures("seen")
 @pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "no-space"), (errno.EIO, "io-error")])
 def test_a_write_that_fails(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: str
@@ -169,6 +177,7 @@ def test_a_source_replaced_after_planning(source: Path, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["source.safetensors"]
 
 
+@pytest.mark.usefixtures("seen")
 def test_verify_catches_a_bit_flipped_while_writing(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
