@@ -94,7 +94,7 @@ def command(
             code = max(code, outcome.code)
             yield outcome
 
-    several = len(jobs) > 1
+    several = len(jobs) != 1
     if style in (None, "text"):
         checkstyles.text(counted(), quiet=quiet, several=several)
     else:

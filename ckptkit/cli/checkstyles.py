@@ -81,7 +81,8 @@ def text(outcomes: "Iterable[Outcome]", *, quiet: bool, several: bool) -> None:
             emit(_text(outcome.report, Terminal.of(sys.stdout), quiet))
     if several and not quiet:
         said = [f"{counts[0]} fit", f"{counts[1]} do not", f"{counts[2]} could not be read"]
-        emit([" · ".join(part for part, number in zip(said, counts.values(), strict=True) if number)])
+        told = [part for part, number in zip(said, counts.values(), strict=True) if number]
+        emit([" · ".join(told) or "nothing to check: a configuration beside no weights"])
 
 
 def _text(found: "CheckReport", terminal: Terminal, quiet: bool) -> Iterator[str]:
@@ -135,7 +136,7 @@ def _json(outcomes: "Iterable[Outcome]", several: bool) -> Iterator[str]:
     for document in documents:
         yield lead + document
         lead = ","
-    yield "]"
+    yield "[]" if lead == "[" else "]"
 
 
 def _document(found: "CheckReport") -> dict[str, Any]:

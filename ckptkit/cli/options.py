@@ -65,7 +65,8 @@ rules = click.option(
     "--rules",
     metavar="RULES",
     multiple=True,
-    help="Rules to apply: a .yaml file, a preset, auto, strip:PREFIX or add:PREFIX. Repeatable.",
+    help="Rules to apply: a .yaml file, a preset, auto, strip:PREFIX, add:PREFIX, or '{from: A, to: B}'. "
+    "Repeatable.",
 )
 let = click.option(
     "--let", metavar="NAME=VALUE", type=pair, multiple=True, help="A value for the rules. Repeatable."

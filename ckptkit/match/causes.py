@@ -1,30 +1,21 @@
-"""Why a checkpoint does not fit its target: the likely cause of each difference, and the step that mends it.
+"""Why a checkpoint does not fit its target: the likely cause of each difference, and what mends it.
 
-Each explanation rests on names and shapes alone, and a renaming is offered only after it was tried: it must bring
-more names to their places than the checkpoint's own do.
+Each explanation rests on names and shapes alone.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from ckptkit.core.graph import TensorGraph
+from ckptkit.match import mending
+from ckptkit.match.alike import alike
 from ckptkit.match.fit import Fit, Mismatch, concrete
-from ckptkit.match.schemes import INNER, WRAPPERS
+from ckptkit.match.mending import Mend
+from ckptkit.match.renaming import AVERAGED
 from ckptkit.targets.target import Target
 
-_DEEPEST = 4  # segments of a prefix that may be another's wrapper
-_TRIED = 6  # prefixes of each side that are tried
-_LOOKED_AT = 2_000  # names that renamings are tried on
-_WORDS = {
-    "module.": "DataParallel or DistributedDataParallel",
-    "_orig_mod.": "torch.compile",
-    "_fsdp_wrapped_module.": "FSDP",
-    "_checkpoint_wrapped_module.": "activation checkpointing",
-    "_forward_module.": "Lightning Fabric",
-}
-_AVERAGED = re.compile(r"(?:^|[._])(?:ema|swa|shadow|averaged|teacher)(?:[._]|$)", re.IGNORECASE)
 _EMBEDDING = re.compile(
     r"embed_tokens|word_embed|wte|tok_embed|token_embed|embed_in|shared\.weight|lm_head|decoder\.(?:weight|bias)$"
     r"|predictions\.bias"
@@ -35,19 +26,14 @@ _HEAD = re.compile(
     r"|cls|cls_\w+|box_predictor|predictor)(?:\.|$)"
 )
 _QUANTIZED = (
-    "int8",
-    "uint8",
-    "int4",
-    "uint4",
-    "float8_e4m3fn",
-    "float8_e5m2",
-    "float4_e2m1fn",
-    "qint8",
-    "quint8",
-)
+    "int8", "uint8", "int4", "uint4", "float8_e4m3fn", "float8_e5m2", "float4_e2m1fn", "qint8", "quint8",
+)  # fmt: skip
 _SCALES = re.compile(r"(?:scales?|scale_inv|weight_scale\w*|absmax|quant_map|SCB|qzeros|zero_points?|g_idx)$")
-_CASTS = ("float64", "float32", "float16", "bfloat16")  # what `convert --dtype` casts
-_FEW = 50  # names among which a similar one is looked for
+CASTS = ("float64", "float32", "float16", "bfloat16")  # what `convert --dtype` casts
+_OUTPUT = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output_projection|decoder)\.weight$")
+_INPUT = re.compile(
+    r"(?:embed_tokens|word_embeddings|wte|tok_embeddings|token_embedding|embed_in|shared)\.weight$"
+)
 _BUFFERS = (
     "position_ids",
     "token_type_ids",
@@ -56,19 +42,20 @@ _BUFFERS = (
     "attn.bias",
     "relative_position_index",
 )
-# Projections that some code keeps apart and other code keeps as one tensor.
+# Projections that some code keeps apart and other code keeps as one tensor: the whole, its parts in order.
 _FUSED = (
-    ("qkv", ("q", "k", "v")),
-    ("qkv", ("query", "key", "value")),
-    ("qkv_proj", ("q_proj", "k_proj", "v_proj")),
-    ("query_key_value", ("q_proj", "k_proj", "v_proj")),
-    ("query_key_value", ("query", "key", "value")),
-    ("c_attn", ("q_proj", "k_proj", "v_proj")),
-    ("in_proj", ("q_proj", "k_proj", "v_proj")),
-    ("in_proj", ("q", "k", "v")),
-    ("Wqkv", ("q_proj", "k_proj", "v_proj")),
+    *(
+        (whole, parts)
+        for whole in ("qkv", "qkv_proj", "query_key_value", "c_attn", "in_proj", "Wqkv", "wqkv")
+        for parts in (
+            ("q", "k", "v"), ("query", "key", "value"), ("q_proj", "k_proj", "v_proj"), ("wq", "wk", "wv"),
+            ("to_q", "to_k", "to_v"), ("q_lin", "k_lin", "v_lin"),
+        )
+    ),
+    ("kv", ("k", "v")),
+    ("kv_proj", ("k_proj", "v_proj")),
     ("gate_up_proj", ("gate_proj", "up_proj")),
-)
+)  # fmt: skip
 
 _PARTS = "weight normalisation: whole on one side, in two parts on the other"
 _NORMS = "older and newer names of the parts of a weight normalisation"
@@ -85,112 +72,20 @@ _SPELLINGS = (
     ("weight_v", "parametrizations.weight.original1", _NORMS),
 )
 
+GAP = "a gap in the layers of the checkpoint"
 FEWER = "the checkpoint has fewer layers than the target"
 MORE = "the checkpoint has more layers than the target"
 
 
-class Renaming(NamedTuple):
-    """Names brought to the target's by a prefix.
-
-    Attributes:
-        strip, add: prefixes taken off and put before every name; "" for none.
-        inner: what is taken out of the middle of names; "" for nothing.
-        cause: for people.
-        fitting: how many of the names looked at are then in the target.
-    """
-
-    strip: str
-    add: str
-    inner: str
-    cause: str
-    fitting: int
-
-    @property
-    def rules(self) -> tuple[str, ...]:
-        """The rules of `convert` that do it; none where a prefix is not enough."""
-        if self.inner:
-            return ()
-        return (
-            *((f"strip:{self.strip}",) if self.strip else ()),
-            *((f"add:{self.add}",) if self.add else ()),
-        )
-
-    def new(self, name: str) -> str:
-        """The name under it."""
-        if self.inner:
-            name = name.replace("." + self.inner, ".")
-        return self.add + name.removeprefix(self.strip)
-
-    def before(self, name: str) -> str:
-        """The name in the file, of one under it."""
-        return self.strip + name.removeprefix(self.add)
-
-
-def renaming(names: Iterable[str], target: Target) -> Renaming | None:
-    """The prefix that brings most names to the target's; None if their own names are as good.
-
-    Of very many names every so-manieth is looked at.
-    """
-    names = list(names)
-    names = names[:: max(1, len(names) // _LOOKED_AT)]
-    expected = target.tensors.keys()
-    adding = _prefixes(expected)
-    start = sum(name in expected for name in names)
-    best = Renaming("", "", "", "", start)
-    for inner in ("", *(inner for inner in INNER if any("." + inner in name for name in names))):
-        plain = [name.replace("." + inner, ".") for name in names] if inner else names
-        for strip in _prefixes(plain):
-            bare = [name.removeprefix(strip) for name in plain]
-            for add in adding:
-                hits = sum(add + name in expected for name in bare)
-                if hits > best.fitting:
-                    best = Renaming(strip, add, inner, _said(strip, add, inner), hits)
-    # A few chance hits (layer1.0.weight) are no explanation.
-    return best if best.fitting - start >= max(2, len(names) // 4) else None
-
-
-def _prefixes(names: Iterable[str]) -> list[str]:
-    """ "" and the dotted prefixes that at least half of the names have, shortest first."""
-    names = list(names)
-    counts: Counter[str] = Counter()
-    for name in names:
-        end = -1
-        for _ in range(_DEEPEST):
-            end = name.find(".", end + 1)
-            if end < 0:
-                break
-            counts[name[: end + 1]] += 1
-    common = [prefix for prefix, count in counts.items() if 2 * count >= len(names)]
-    return ["", *sorted(common, key=len)[:_TRIED]]
-
-
-def _said(strip: str, add: str, inner: str) -> str:
-    said = []
-    if inner:
-        said.append(f"names have {inner!r} within, from {_WORDS[inner]}")
-    if strip:
-        wrapper = next((w for w in WRAPPERS if strip.startswith(w)), "")
-        by = (
-            f", from {_WORDS[wrapper]}"
-            if wrapper
-            else ", an averaged copy"
-            if _AVERAGED.search(strip)
-            else ""
-        )
-        said.append(f"names carry the prefix {strip!r}{by}")
-    if add:
-        said.append(f"names lack the prefix {add!r}")
-    return "; ".join(said)
-
-
 class Reason(NamedTuple):
-    """The likely cause of one difference, and what mends it; either may be "".
+    """The likely cause of one difference, "" if nothing tells; and what mends it, if anything does.
 
-    `mend` is `drop`, `folder` (read it instead of one shard), `transpose`, or `dtype:` and the one to cast to.
+    `step` is `drop`, `folder` (read it instead of one shard), `dtype:` and the one to cast to, or "".
     """
 
     cause: str = ""
-    mend: str = ""
+    step: str = ""
+    rule: Mend | None = None
 
 
 class Causes:
@@ -202,36 +97,37 @@ class Causes:
         self.lone = any(finding.code == "lone-shard" for finding in graph.findings)
         self.lacking = set(found.missing)
         self.extra = set(found.unexpected)
-        self.there = _heads(found.tensors)
-        self.wanted = _heads(target.tensors)
+        self.layers = _numbers(found.tensors)
+        self.wanted = _numbers(target.tensors)
         self.tied = {name: group for group in target.ties for name in group}
         self.quantised = {_stem(n) for n, t in found.tensors.items() if t.dtype.name in _QUANTIZED}
         self.scaled = {_stem(name) for name in found.tensors if _SCALES.search(name)}
         self.stems = set(map(_stem, found.tensors))
+        self.alike = alike(found.missing, found.unexpected, self._same_shape, is_head_name)
+        self.stood = {there: wanted for wanted, there in self.alike.items()}
 
     def missing(self, name: str) -> Reason:
         """Why a tensor is not there."""
         kept = next((other for other in self.tied.get(name, ()) if other in self.found.tensors), None)
         if kept is not None:
-            return Reason(f"tied to {kept}, which is there: only one name was saved")
+            cause = f"tied to {kept}, which is there: only one name was saved"
+            return Reason(cause, rule=mending.tied(name, kept))
         if self.lone:
             return Reason("this is one shard of several", "folder")
-        for whole, parts in _FUSED:
-            if any(_swap(name, part, whole) & self.extra for part in parts):
-                return Reason(f"{', '.join(parts)} are fused into {whole} in the checkpoint")
-            if _swap(name, whole, parts[0]) & self.extra:
-                return Reason(f"the checkpoint has {', '.join(parts)} apart, the target has {whole}")
+        if fused := self._fused_here(name) or self._fused_there(name):
+            return fused
         if _SCALES.search(name) and _stem(name) in self.stems:
             if _stem(name) in self.quantised:
                 return Reason("a quantised weight without its scales means nothing")
             return Reason("the target is quantised, the checkpoint is not")
-        if spelt := _spelt(name, self.extra):
-            return Reason(spelt)
-        if _deeper(name, self.there):
-            return Reason(FEWER)
-        near = self._near(name, (other for other in self.extra if self._same_shape(other, name)))
-        if near:
-            return Reason(f"perhaps {near} under another name")
+        if spelt := self._spelt(name, self.extra):
+            return Reason(spelt[0], rule=mending.renamed(spelt[1], name) if spelt[0] != _PARTS else None)
+        if near := self.alike.get(name):
+            return Reason(f"perhaps {near} under another name", rule=mending.renamed(near, name))
+        if layers := _layers(name, self.layers):
+            return Reason(layers)
+        if embedding := self._output_of(name):
+            return Reason(f"usually tied to {embedding}, which is there", rule=mending.tied(name, embedding))
         return Reason("saved without its head") if is_head_name(name) else Reason()
 
     def unexpected(self, name: str) -> Reason:
@@ -240,7 +136,7 @@ class Causes:
             return Reason("a buffer that newer code computes and no longer saves", "drop")
         if _SCALES.search(name):
             return Reason("belongs to a quantised weight, which the target does not have")
-        if _AVERAGED.search(name):
+        if AVERAGED.search(name):
             return Reason("an averaged copy (EMA, SWA) of another tensor", "drop")
         if "lora_" in name:
             return Reason("a LoRA adapter's tensor, not merged")
@@ -249,12 +145,11 @@ class Causes:
                 return Reason(f"the target has {', '.join(parts)} fused into {whole}")
             if _swap(name, whole, parts[0]) & self.lacking:
                 return Reason(f"{', '.join(parts)} are fused into {whole}; the target has them apart")
-        if spelt := _spelt(name, self.lacking):
-            return Reason(spelt)
-        if _deeper(name, self.wanted):
-            return Reason(MORE)
-        near = self._near(name, (other for other in self.lacking if self._same_shape(name, other)))
-        return Reason(f"perhaps {near} under another name") if near else Reason()
+        if spelt := self._spelt(name, self.lacking):
+            return Reason(spelt[0])
+        if near := self.stood.get(name):
+            return Reason(f"perhaps {near} under another name")
+        return Reason(MORE) if _layers(name, self.wanted) == FEWER else Reason()
 
     def mismatch(self, item: Mismatch) -> Reason:
         """Why a tensor is of another dtype or shape."""
@@ -263,12 +158,55 @@ class Causes:
             if item.found in _QUANTIZED:
                 scaled = _stem(item.name) in self.scaled
                 return Reason("quantised" if scaled else "quantised, and its scales are missing")
-            castable = item.expected in _CASTS and item.found in _CASTS
+            castable = item.expected in CASTS and item.found in CASTS
             return Reason(
                 "saved in another precision" if tensor.dtype.kind == "float" else "",
                 f"dtype:{item.expected}" if castable else "",
             )
         return _shape(item.name, self._expected(item.name), tensor.shape)
+
+    def _fused_here(self, name: str) -> Reason | None:
+        """A part that is missing because the checkpoint has the whole."""
+        for whole, parts in _FUSED:
+            for part in parts:
+                for there in _swap(name, part, whole) & self.extra:
+                    others = [
+                        other for p in parts for other in _swap(name, part, p) & self.target.tensors.keys()
+                    ]
+                    wanted = {other: self._sizes(other) for other in others}
+                    ordered = whole in mending.IN_ORDER and len(wanted) == len(parts)
+                    rule = mending.split(there, self.found.tensors[there].shape, wanted) if ordered else None
+                    return Reason(f"{', '.join(parts)} are fused into {whole} in the checkpoint", rule=rule)
+        return None
+
+    def _fused_there(self, name: str) -> Reason | None:
+        """A whole that is missing because the checkpoint has the parts."""
+        for whole, parts in _FUSED:
+            found = [next(iter(_swap(name, whole, part) & self.extra), "") for part in parts]
+            if any(found):
+                shapes = {other: self.found.tensors[other].shape for other in found if other}
+                ordered = whole in mending.IN_ORDER and all(found)
+                rule = mending.concat(shapes, name, self._sizes(name)) if ordered else None
+                cause = f"the checkpoint has {', '.join(parts)} apart, the target has {whole}"
+                return Reason(cause, rule=rule)
+        return None
+
+    def _output_of(self, name: str) -> str:
+        """The embedding that the output matrix of a language model is usually tied to; "" if there is none."""
+        if not _OUTPUT.search(name):
+            return ""
+        shape = self._expected(name)
+        alike = [n for n, t in self.found.tensors.items() if t.shape == shape and _INPUT.search(n)]
+        return alike[0] if len(alike) == 1 else ""
+
+    def _spelt(self, name: str, others: set[str]) -> tuple[str, str] | None:
+        """What is said where another spelling of the name's end is among the others, and that name."""
+        for one, other, said in _SPELLINGS:
+            for end, instead in ((one, other), (other, one)):
+                stem = name.removesuffix("." + end)
+                if stem != name and f"{stem}.{instead}" in others:
+                    return said, f"{stem}.{instead}"
+        return None
 
     def is_head(self, item: Mismatch) -> bool:
         """Whether the tensor belongs to the outputs of a model, and only how many there are differs."""
@@ -279,16 +217,21 @@ class Causes:
     def _expected(self, name: str) -> tuple[int | None, ...]:
         return concrete(self.target.tensors[name], self.found.dimensions) or ()
 
-    def _same_shape(self, there: str, wanted: str) -> bool:
+    def _sizes(self, name: str) -> tuple[int, ...]:
+        """The shape expected, -1 for a size that is open."""
+        return tuple(-1 if size is None else size for size in self._expected(name))
+
+    def _same_shape(self, wanted: str, there: str) -> bool:
         return self._expected(wanted) == self.found.tensors[there].shape
 
-    def _near(self, name: str, names: Iterable[str]) -> str | None:
-        if len(self.lacking) > _FEW or len(self.extra) > _FEW:
-            return None
-        from difflib import get_close_matches
 
-        near = get_close_matches(name, sorted(names), 1, 0.8)
-        return near[0] if near else None
+def covers(found: Fit, target: Target) -> bool:
+    """Whether every missing tensor is there under a name that differs in a segment."""
+
+    def same(wanted: str, there: str) -> bool:
+        return concrete(target.tensors[wanted], found.dimensions) == found.tensors[there].shape
+
+    return len(alike(found.missing, found.unexpected, same, is_head_name)) == len(found.missing)
 
 
 def is_head_name(name: str) -> bool:
@@ -297,24 +240,29 @@ def is_head_name(name: str) -> bool:
 
 
 def _shape(name: str, expected: tuple[int | None, ...], shape: tuple[int, ...]) -> Reason:
-    differing = [axis for axis, (e, f) in enumerate(zip(expected, shape, strict=False)) if e not in (None, f)]
-    if len(expected) == len(shape) == 2 and shape[::-1] == expected:
-        return Reason("a transposed linear layer (Conv1D, or another framework's)", "transpose")
-    if len(expected) != len(shape):
-        if [size for size in expected if size != 1] == [size for size in shape if size != 1]:
-            return Reason("the same numbers with dimensions of 1 added or left out")
+    wanted = tuple(-1 if size is None else size for size in expected)
+    differing = [axis for axis, (e, f) in enumerate(zip(wanted, shape, strict=False)) if e not in (-1, f)]
+    if len(wanted) == len(shape) == 2 and shape[::-1] == wanted:
+        cause = "a transposed linear layer (Conv1D, or another framework's)"
+        return Reason(cause, rule=mending.operated(name, "transpose"))
+    if len(wanted) != len(shape):
+        if [size for size in wanted if size != 1] == [size for size in shape if size != 1]:
+            cause = "the same numbers with dimensions of 1 added or left out"
+            return Reason(cause, rule=mending.reshaped(name, shape, wanted))
         return Reason("another kind of layer")
-    if len(shape) > 2 and len(differing) > 1 and sorted(shape) == sorted(size or 0 for size in expected):
-        return Reason("the same numbers with dimensions in another order (another framework's convolution)")
+    if len(shape) > 2 and len(differing) > 1 and sorted(shape) == sorted(wanted):
+        cause = "the same numbers with dimensions in another order (another framework's convolution)"
+        return Reason(cause, rule=mending.permuted(name, shape, wanted))
     if _POSITION.search(name) and len(differing) == 1:
-        return Reason("position embeddings of another length or image size")
+        cause = "position embeddings of another length or image size"
+        return Reason(cause, rule=mending.resampled(name, shape, wanted))
     if differing == [0]:
         if _EMBEDDING.search(name):
-            return Reason(f"a vocabulary of {shape[0]} instead of {expected[0]}")
+            return Reason(f"a vocabulary of {shape[0]} instead of {wanted[0]}")
         if is_head_name(name):
-            return Reason(f"{shape[0]} outputs instead of {expected[0]}: another number of classes")
+            return Reason(f"{shape[0]} outputs instead of {wanted[0]}: another number of classes")
     if differing == [1] and len(shape) == 4:
-        return Reason(f"{shape[1]} input channels instead of {expected[1]}")
+        return Reason(f"{shape[1]} input channels instead of {wanted[1]}")
     return Reason("a layer of another width")
 
 
@@ -324,15 +272,29 @@ def _stem(name: str) -> str:
     return stem.removesuffix(".weight")
 
 
-def _heads(names: Iterable[str]) -> set[str]:
-    """Every dotted prefix of the names."""
-    found: set[str] = set()
+def _numbers(names: Iterable[str]) -> dict[str, set[int]]:
+    """What comes before the number of a layer → the numbers that there are."""
+    found: dict[str, set[int]] = {}
     for name in names:
-        end = name.rfind(".")
-        while end > 0 and name[:end] not in found:
-            found.add(name[:end])
-            end = name.rfind(".", 0, end)
+        for lead, number in _numbered(name):
+            found.setdefault(lead, set()).add(number)
     return found
+
+
+def _numbered(name: str) -> Iterator[tuple[str, int]]:
+    segments = name.split(".")
+    for at, segment in enumerate(segments[:-1]):
+        if segment.isascii() and segment.isdigit() and len(segment) < 9:
+            yield ".".join(segments[:at]), int(segment)
+
+
+def _layers(name: str, others: Mapping[str, set[int]]) -> str:
+    """FEWER or GAP where a layer of the name is beyond the others' layers or between them; else ""."""
+    for lead, number in _numbered(name):
+        there = others.get(lead, set())
+        if number not in there:
+            return "" if not there else FEWER if number > max(there) else GAP
+    return ""
 
 
 def _swap(name: str, old: str, new: str) -> set[str]:
@@ -347,28 +309,6 @@ def _swap(name: str, old: str, new: str) -> set[str]:
         return swapped
     head, _, last = name.rpartition(".")
     return {f"{head}.{new}.{last[len(old) + 1 :]}"} if last.startswith(old + "_") else set()
-
-
-def _spelt(name: str, others: set[str]) -> str:
-    """What is said where another spelling of the name's end is among the others; "" where none is."""
-    for one, other, said in _SPELLINGS:
-        for end, instead in ((one, other), (other, one)):
-            stem = name.removesuffix("." + end)
-            if stem != name and f"{stem}.{instead}" in others:
-                return said
-    return ""
-
-
-def _deeper(name: str, others: set[str]) -> bool:
-    """Whether a numbered layer of the name is beyond those of the others, which have what comes before."""
-    segments = name.split(".")
-    for at, segment in enumerate(segments[:-1]):
-        if segment.isascii() and segment.isdigit() and int(segment[:9]) > 0:
-            lead = ".".join(segments[:at])
-            if ".".join(segments[: at + 1]) not in others:
-                dot = "." if lead else ""
-                return f"{lead}{dot}0" in others
-    return False
 
 
 def same_shapes(found: Fit, target: Target) -> bool:

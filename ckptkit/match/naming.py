@@ -1,9 +1,10 @@
 """Right model, other naming: presets of rules that give a target its names, tried before they are offered."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ckptkit.core.dtypes import DTYPES
 from ckptkit.core.errors import CkptError
+from ckptkit.core.findings import Finding
 from ckptkit.core.graph import Origin, TensorGraph
 from ckptkit.core.tensor import Tensor
 from ckptkit.match.fit import concrete
@@ -12,8 +13,11 @@ from ckptkit.targets.target import Target, weights
 _MOST = 500_000  # characters of all names that presets are tried on: some ten thousand tensors
 
 
-def presets(graph: TensorGraph, target: Target, sizes: Mapping[str, int]) -> list[str]:
-    """The presets (`NAME` or `NAME --reverse`) that turn the checkpoint into exactly what the target expects."""
+def presets(graph: TensorGraph, target: Target, sizes: Mapping[str, int], *, names: bool) -> list[str]:
+    """The presets (`NAME` or `NAME --reverse`) that turn the checkpoint into exactly what the target expects.
+
+    Where its names are other ones (`names`), also those that account for every tensor and still need a value.
+    """
     if sum(map(len, graph)) + sum(map(len, target.tensors)) > _MOST:
         return []
     from ckptkit.rules.recognise import candidates
@@ -22,7 +26,8 @@ def presets(graph: TensorGraph, target: Target, sizes: Mapping[str, int]) -> lis
     if aim is None:
         return []
     try:
-        return [label for label, _ in candidates(graph, {}, aim)]
+        found = candidates(graph, {}, aim)
+        return [label for label, rules in found if names or not _needs(rules.check(graph, aim))]
     except CkptError:  # no rules for this: the caller says that nothing fits
         return []
 
@@ -38,3 +43,15 @@ def _imagined(graph: TensorGraph, target: Target, sizes: Mapping[str, int]) -> T
         kind = DTYPES[spec.dtypes[0]] if spec.dtypes else dtype
         wanted[name] = Tensor(kind, tuple(size for size in shape if size is not None))
     return TensorGraph(wanted, Origin(target.path, "safetensors"))
+
+
+def _needs(findings: Iterable[Finding]) -> bool:
+    return any(finding.severity == "error" for finding in findings)
+
+
+def about(label: str) -> str:
+    """What a preset, as `presets` gives it, is about, in its own words."""
+    from ckptkit.rules.ruleset import Rules
+
+    name, _, backwards = label.partition(" ")
+    return Rules.preset(name).about + (", backwards" if backwards else "")

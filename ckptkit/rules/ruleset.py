@@ -17,6 +17,7 @@ from ckptkit.rules.template import escaped
 
 _PRESETS = os.path.join(os.path.dirname(__file__), "presets")
 SUFFIXES = (".yaml", ".yml")
+_NAMED = 60  # characters of rules on the command line that messages repeat
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +32,16 @@ class Rules:
 
     @classmethod
     def load(cls, name: str | os.PathLike[str], let: Mapping[str, str | int] | None = None) -> "Rules":
-        """A rule file by its path, a preset by its name, or `strip:PREFIX`, `add:PREFIX`.
+        """A rule file by its path, a preset by its name, `strip:PREFIX`, `add:PREFIX`, `unwrap:SEGMENT`, or
+        rules themselves: `{from: A, to: B}`, or a list of such, beside which all other tensors are kept.
 
         Raises CkptError `rule-invalid`, `over-budget`, `not-found`.
         """
         text = os.fspath(name)
+        if text.startswith(("{", "[")):
+            return _inline(text, let)
         verb, colon, prefix = text.partition(":")
-        if colon and verb in ("strip", "add"):
+        if colon and verb in ("strip", "add", "unwrap"):
             return _prefix(verb, prefix, text)
         if text.endswith(SUFFIXES) or os.sep in text:
             return cls.parse(_read(text), text, let)
@@ -175,14 +179,23 @@ def _read(path: str) -> str:
         raise CkptError("rule-invalid", "a rule file is UTF-8 text", path) from None
 
 
+def _inline(text: str, let: Mapping[str, str | int] | None) -> Rules:
+    """Rules given as text on the command line; errors name their beginning."""
+    listed = f"[{text}\n]" if text.startswith("{") else text
+    name = text if len(text) <= _NAMED else f"{text[:_NAMED]}…"
+    return Rules.parse(f"{{ckptkit-rules: 1, keep_others: true, rules: {listed}}}", name, let)
+
+
 def _prefix(verb: str, prefix: str, text: str) -> Rules:
     if not prefix:
         raise CkptError(
             "rule-invalid",
-            "a prefix is missing",
+            "a prefix or segment is missing",
             text,
-            "for example --rules strip:module. or --rules add:model.",
+            "for example --rules strip:module., --rules add:model. or --rules unwrap:_orig_mod",
         )
+    if verb == "unwrap":
+        return Rules.of([], name=text, keep_others=True, unwrap=[prefix])
     long, short = escaped(prefix) + "{rest:**}", "{rest:**}"
     source, target = (long, short) if verb == "strip" else (short, long)
     return Rules.of([{"from": source, "to": target}], name=text, keep_others=True)

@@ -161,7 +161,7 @@ def test_generated_pages_are_up_to_date(tmp_path: Path) -> None:
         timeout=120,
     )
     pages = sorted(tmp_path.iterdir())
-    assert [page.name for page in pages] == ["cli.md", "errors.md", "formats.md"]
+    assert [page.name for page in pages] == ["causes.md", "cli.md", "errors.md", "formats.md"]
     for page in pages:
         committed = ROOT / "docs" / page.name
         assert committed.exists(), "run: python -m docs.generate"

@@ -10,9 +10,9 @@ def command(*words: str) -> str:
     return f"ckptkit {join(words)}"
 
 
-def output(path: str) -> str:
-    """Where a mended copy goes: beside nothing that exists by its name, in the working directory."""
-    stem = os.path.basename(os.path.normpath(path))
+def output(path: str, *, single: bool = False) -> str:
+    """Where a mended copy goes, in the working directory: for a folder a folder, unless it is to be one file."""
+    stem = os.path.basename(os.path.abspath(path))
     if os.path.isdir(path):
-        return f"{stem}-fitted/"
+        return f"{stem}-fitted.safetensors" if single else f"{stem}-fitted/"
     return f"{stem.partition('.')[0] or 'model'}-fitted.safetensors"

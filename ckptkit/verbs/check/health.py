@@ -22,6 +22,8 @@ _COPIED = {
     "bytes-unclaimed", "names-wrapped", "not-in-index", "optimizer-shipped", "shadowed-copy", "storage-unused",
     "total-size-mismatch", "zip-deflated", "zip-root",
 }  # fmt: skip
+# What is gone in a single file, which has no configuration beside it.
+_ALONE = {"duplicate-name", "json-invalid", "stale-quantization"}
 
 
 def health(graph: TensorGraph, *, values: bool = False) -> CheckReport:
@@ -51,10 +53,11 @@ def health(graph: TensorGraph, *, values: bool = False) -> CheckReport:
 def _fixes(graph: TensorGraph, findings: list[Misfit]) -> Iterator[str]:
     """One convert that mends what a copy of the weights alone mends."""
     codes = {finding.code for finding in findings if finding.severity != "note"}
-    if graph.nodes or not codes & _COPIED:
+    if graph.nodes or not codes & (_COPIED | _ALONE):
         return
     rules = [part for rule in _strips(graph) for part in ("--rules", rule)]
-    yield command("convert", graph.origin.path, output(graph.origin.path), *rules)
+    path = graph.origin.path
+    yield command("convert", path, output(path, single=bool(codes & _ALONE)), *rules)
 
 
 def _optimizer(graph: TensorGraph) -> Iterator[Misfit]:

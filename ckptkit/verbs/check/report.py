@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ckptkit.core.findings import Severity
+from ckptkit.match.mending import Mend
 
 Verdict = Literal["fits", "does not fit"]
 
@@ -19,7 +20,8 @@ class Misfit:
         expected, found: in words; "" where there is nothing.
         cause: why, most likely; "" if nothing tells.
         hint: the next step; "" if there is none.
-        mend: what would mend it, for programs: `drop`, `folder`, `transpose`, `dtype:NAME`, or "".
+        step: what would mend it, for programs: `drop`, `folder`, `dtype:NAME`, or "".
+        rule: the rule that would mend it, if one would.
         head: whether it concerns the outputs of the model alone.
     """
 
@@ -30,7 +32,8 @@ class Misfit:
     found: str = ""
     cause: str = ""
     hint: str = ""
-    mend: str = ""
+    step: str = ""
+    rule: Mend | None = None
     head: bool = False
 
 

@@ -1,0 +1,79 @@
+"""Names that say the same: which unexpected name a missing one most likely stands under. Shapes must agree."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+
+_FEW = 60  # names among which similar ones are looked for one by one
+_LIKE = 0.8  # how alike they must be
+Same = Callable[[str, str], bool]
+
+
+def alike(
+    missing: Iterable[str], unexpected: Iterable[str], same: Same, heads: Callable[[str], bool]
+) -> dict[str, str]:
+    """Missing name → unexpected name; each is taken once.
+
+    First where one segment of all names is another (layers, blocks), then names spelt alike, then heads.
+
+    Args:
+        same: whether the shapes of a missing and an unexpected name agree.
+        heads: whether a name belongs to the outputs of a model.
+    """
+    lacking, extra = list(missing), list(unexpected)
+    found = _substituted(lacking, extra, same)
+    taken = set(found.values())
+    lacking = [name for name in lacking if name not in found]
+    extra = [name for name in extra if name not in taken]
+    if len(lacking) <= _FEW and len(extra) <= _FEW:
+        for _, wanted, there in sorted(_similar(lacking, extra, same, heads)):
+            if wanted not in found and there not in taken:
+                found[wanted] = there
+                taken.add(there)
+    return found
+
+
+def _substituted(lacking: list[str], extra: list[str], same: Same) -> dict[str, str]:
+    """Names that differ in one segment, where that exchange explains most."""
+    wanted = defaultdict(list)
+    for name in lacking:
+        for key, segment in _gaps(name):
+            wanted[key].append((segment, name))
+    pairs = [
+        ((segment, other), name, there)
+        for there in extra
+        for key, segment in _gaps(there)
+        for other, name in wanted.get(key, ())
+        if not (segment.isdigit() and other.isdigit()) and same(name, there)
+    ]
+    votes = Counter(exchange for exchange, _, _ in pairs)
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    for exchange, votes_for in votes.most_common():
+        if votes_for < 2:
+            break
+        for this, name, there in pairs:
+            if this == exchange and name not in found and there not in taken:
+                found[name] = there
+                taken.add(there)
+    return found
+
+
+def _gaps(name: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The name without each of its segments but the last, and that segment."""
+    segments = name.split(".")
+    for at in range(len(segments) - 1):
+        yield (*segments[:at], "", *segments[at + 1 :]), segments[at]
+
+
+def _similar(
+    lacking: list[str], extra: list[str], same: Same, heads: Callable[[str], bool]
+) -> Iterator[tuple[float, str, str]]:
+    from difflib import SequenceMatcher
+
+    for wanted in lacking:
+        for there in extra:
+            if same(wanted, there):
+                like = SequenceMatcher(None, wanted.lower(), there.lower()).ratio()
+                last = wanted.rpartition(".")[2] == there.rpartition(".")[2]
+                if like >= _LIKE or (last and heads(wanted) and heads(there)):
+                    yield -like, wanted, there

@@ -1,0 +1,155 @@
+"""The commands that mend what does not fit, tried on the manifest before they are offered."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ckptkit.core.errors import CkptError
+from ckptkit.core.graph import TensorGraph
+from ckptkit.core.options import ReadOptions
+from ckptkit.format import read_with
+from ckptkit.match import mending
+from ckptkit.match.causes import CASTS, MORE
+from ckptkit.match.fit import Fit, fit
+from ckptkit.match.mending import Mend
+from ckptkit.match.renaming import Renaming
+from ckptkit.targets.target import Target
+from ckptkit.verbs.check.commands import command, output
+from ckptkit.verbs.check.report import Misfit
+
+_KNOWN = 0.5  # of the expected tensors fit after mending: below that it is another architecture
+_EXCLUDED = 12  # patterns that one command is given
+_ALLOWING = {
+    "--allow-mismatch": ("shape-differs",),
+    "--allow-missing": ("tensor-missing",),
+    "--allow-unexpected": ("tensor-unexpected",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What does not fit, and how it was compared.
+
+    Attributes:
+        was: the comparison of the names as they are.
+        found: the comparison under `renamed`; the same as `was` without one.
+        presets: rules that bring another library's names and layouts to the target's.
+        errors: the findings to mend.
+    """
+
+    graph: TensorGraph
+    target: Target
+    was: Fit
+    found: Fit
+    renamed: Renaming | None
+    presets: tuple[str, ...]
+    errors: tuple[Misfit, ...]
+
+    @property
+    def path(self) -> str:
+        return self.graph.origin.path
+
+
+def fixes(case: Case) -> Iterator[str]:
+    """Commands, best first."""
+    if case.errors:
+        yield from _sections(case)
+    if any(item.step == "folder" for item in case.errors):
+        yield command("check", os.path.dirname(case.path) or ".", "--target", case.target.path)
+    elif case.presets:
+        for label in case.presets:
+            yield command("convert", case.path, output(case.path), "--rules", *label.split())
+    else:
+        if case.errors and not case.renamed and all(item.head for item in case.errors):
+            yield _accepting(case)
+        yield from _conversion(case)
+
+
+def _conversion(case: Case) -> Iterator[str]:
+    """One convert; it must leave less amiss than there is."""
+    cast, casts = _casts(case)
+    mends = [item.rule for item in case.errors if item.rule is not None] + casts
+    if mending.doubtful(mends, case.found.tensors):
+        mends = casts
+    before = case.renamed.rules if case.renamed else ()
+    try:
+        rules, found = mending.tried(case.graph, case.target, before, mends)
+    except CkptError:  # names would collide: it is no way out
+        return
+    wrong = {item.name for item in case.errors}
+    fine = {
+        *case.found.missing,
+        *case.found.unexpected,
+        *(item.name for item in case.found.mismatched),
+    } - wrong
+    lacking = [*found.missing, *(item.name for item in found.mismatched if item.what == "shape")]
+    lacking = [name for name in lacking if name not in fine]
+    extra = [name for name in found.unexpected if name not in fine]
+    drop = [] if lacking else _drop(case, extra)
+    left = len(lacking) + (0 if drop else len(extra))
+    left += 0 if cast else sum(item.what == "dtype" and item.name not in fine for item in found.mismatched)
+    options = [*drop, *(part for rule in rules for part in ("--rules", rule)), *cast]
+    if options and left < mending.amiss(case.was) and len(lacking) <= _KNOWN * len(case.target.tensors):
+        yield command("convert", case.path, output(case.path), *options)
+
+
+def _casts(case: Case) -> tuple[list[str], list[Mend]]:
+    """The option that gives all tensors the dtypes expected, or, where one dtype does not do, a rule for each."""
+    wanted = {item.name: item.step[6:] for item in case.errors if item.step.startswith("dtype:")}
+    if not wanted:
+        return [], []
+    dtypes = set(wanted.values())
+    specs = case.target.tensors
+    floats = [
+        name for name, tensor in case.found.tensors.items() if tensor.dtype.name in CASTS and name in specs
+    ]
+    if all(not specs[name].dtypes or dtypes <= set(specs[name].dtypes) for name in floats):
+        return ["--dtype", dtypes.pop()], []
+    return [], [mending.operated(name, {"cast": dtype}) for name, dtype in wanted.items()]
+
+
+def _drop(case: Case, unexpected: list[str]) -> list[str]:
+    """The options that leave out what nothing expects. Deeper layers are no mere extra."""
+    if any(item.cause == MORE for item in case.errors):
+        return []
+    extra = set(unexpected)
+    now = case.renamed.new if case.renamed else str
+    names = [name for name in case.was.tensors if now(name) in extra]
+    return [part for glob in _globs(names, case.was)[:_EXCLUDED] for part in ("--exclude", glob)]
+
+
+def _accepting(case: Case) -> str:
+    """The check that takes another head for what it is."""
+    options = []
+    for kind, codes in _ALLOWING.items():
+        names = [item.name for item in case.errors if item.code in codes]
+        options += [part for glob in _globs(names, case.found)[:_EXCLUDED] for part in (kind, glob)]
+    return command("check", case.path, "--target", case.target.path, *options)
+
+
+def _sections(case: Case) -> Iterator[str]:
+    """Another section of the file that fits better."""
+    origin = case.graph.origin
+    for section in origin.sections:
+        if section.name == origin.section or section.role not in ("weights", "ema"):
+            continue
+        try:
+            other = read_with(origin.path, ReadOptions(section.name))
+        except CkptError:  # it is no way out
+            continue
+        if fit(other, case.target).fitting > case.found.fitting:
+            yield command("check", origin.path, "--target", case.target.path, "--section", section.name)
+
+
+def _globs(names: list[str], found: Fit) -> list[str]:
+    """The names as few shell patterns: by their prefix where all that has it goes."""
+    gone = set(names)
+    patterns: dict[str, None] = {}
+    for name in names:
+        head = name.split(".")[0] + "."
+        if all(other in gone for other in found.tensors if other.startswith(head)) and head != name + ".":
+            patterns[head + "*"] = None
+        else:
+            patterns[re.sub(r"([*?[])", r"[\1]", name)] = None
+    return list(patterns)
