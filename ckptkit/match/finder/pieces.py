@@ -30,6 +30,8 @@ DOUBLES = 8  # most equal parts told apart: as many times may one content be in 
 HITS = 64  # most places tried for one part
 RUNS = 4096  # most contiguous runs of a part in a whole
 SLICES = 16  # most of them written as slices put together, not as a list of indices
+DIRECTIONS = 2  # rows of the packed biases of a recurrent layer that runs both ways: vectors joined, then stacked
+PACKED = 1 << 16  # most elements of each
 SMALL = 16  # integers and bools in fewer elements than this are found anywhere
 
 Shape = tuple[int, ...]
@@ -139,6 +141,8 @@ def _faces(name: str, shape: Shape, whole: bool) -> Iterator[Face]:
                 rest = [n for n in shape[count:] if n != 1]
                 if rest:
                     yield Face(name, (prod(shape[:count]), *rest), 0, count)
+        if len(shape) == 2 and shape[0] == DIRECTIONS and 1 < shape[1] <= PACKED:
+            yield Face(name, (prod(shape),), 0, 2)
     else:
         yield Face(name, (1, *(n for n in shape if n != 1)), 0, 0)  # as one slab of a stack
 
