@@ -17,7 +17,9 @@ class Block(nn.Module):  # type: ignore[misc]
         sizes = [(inputs, width, 1), (width, width, 3), (width, outputs, 1)]
         self.steps = 3 if bottleneck else 2
         for step in range(1, self.steps + 1):
-            before, after, kernel = sizes[step - 1] if bottleneck else (inputs if step == 1 else width, width, 3)
+            before, after, kernel = (
+                sizes[step - 1] if bottleneck else (inputs if step == 1 else width, width, 3)
+            )
             pace = stride if step == self.steps - 1 else 1
             setattr(self, f"conv{step}", nn.Conv2d(before, after, kernel, pace, kernel // 2, bias=False))
             setattr(self, f"bn{step}", nn.BatchNorm2d(after))
@@ -62,8 +64,8 @@ class ResNet(nn.Module):  # type: ignore[misc]
         return self.fc(x.mean((2, 3)))
 
 
-class First(nn.Module):  # type: ignore[misc]
-    """A transformers model that gives its first output alone, under the same names."""
+class Bare(nn.Module):  # type: ignore[misc]
+    """A transformers model that gives its outputs as a tuple, under the same names."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -72,7 +74,7 @@ class First(nn.Module):  # type: ignore[misc]
         self._whole = [model]  # in a list, so that it is no module of this one
 
     def forward(self, x: Any) -> Any:
-        return self._whole[0](x, return_dict=False)[0]
+        return self._whole[0](x, return_dict=False)
 
 
 def bert(full: bool) -> nn.Module:
@@ -80,7 +82,7 @@ def bert(full: bool) -> nn.Module:
 
     small = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
              "intermediate_size": 64, "max_position_embeddings": 32}  # fmt: skip
-    return First(BertModel(BertConfig(**({} if full else small))))
+    return Bare(BertModel(BertConfig(**({} if full else small))))
 
 
 def vit(full: bool) -> nn.Module:
@@ -88,7 +90,7 @@ def vit(full: bool) -> nn.Module:
 
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
              "image_size": 32, "patch_size": 8}  # fmt: skip
-    return First(ViTForImageClassification(ViTConfig(**({"num_labels": 1000} if full else small))))
+    return Bare(ViTForImageClassification(ViTConfig(**({"num_labels": 1000} if full else small))))
 
 
 def image(side: int) -> Callable[[], Any]:
@@ -97,8 +99,14 @@ def image(side: int) -> Callable[[], Any]:
 
 # name → (module, sample input), each for the full size or a small one
 NETS: dict[str, Callable[[bool], tuple[nn.Module, Callable[[], Any]]]] = {
-    "resnet18": lambda full: (ResNet(18, 64 if full else 8, 1000 if full else 10), image(224 if full else 64)),
-    "resnet50": lambda full: (ResNet(50, 64 if full else 4, 1000 if full else 10), image(224 if full else 64)),
+    "resnet18": lambda full: (
+        ResNet(18, 64 if full else 8, 1000 if full else 10),
+        image(224 if full else 64),
+    ),
+    "resnet50": lambda full: (
+        ResNet(50, 64 if full else 4, 1000 if full else 10),
+        image(224 if full else 64),
+    ),
     "bert": lambda full: (bert(full), lambda: torch.randint(0, 64, (1, 12))),
     "vit": lambda full: (vit(full), image(224 if full else 32)),
 }

@@ -10,7 +10,7 @@ import pytest
 import ckptkit
 from ckptkit.core.tensor import Tensor
 from ckptkit.match.finder import Folded, evaluate, find
-from ckptkit.match.finder.folded import BIAS, FORMULAS, WEIGHT
+from ckptkit.match.finder.arithmetic import BIAS, FORMULAS, WEIGHT
 from tests.match.test_finder import normal, tensor
 
 Array = np.ndarray[Any, Any]

@@ -31,12 +31,14 @@ from ckptkit.match.finder.expressions import (
 from ckptkit.match.finder.folded import folds
 from ckptkit.match.finder.layout import cast_to, castable, equal
 from ckptkit.match.finder.pieces import joined, sliced
-from ckptkit.match.finder.result import Correspondence, How, Match, Proposal
+from ckptkit.match.finder.result import CONSTANT, TWINS, Correspondence, How, Match, Proposal
+from ckptkit.match.finder.rows import looked_up
 from ckptkit.match.finder.settle import settle
 from ckptkit.match.finder.whole import converted, exact, rearranged
 from ckptkit.match.finder.workers import WORKERS, Prints, Workers
 
 __all__ = [
+    "TWINS",
     "Cast",
     "Concat",
     "Correspondence",
@@ -59,7 +61,6 @@ __all__ = [
 
 SMALL = 64  # elements: an integer tensor up to this size is a shape or an axis, not a weight
 TINY = 16  # elements: fewer are no evidence that a tensor moved; counters and factors coincide
-CONSTANT = "one value throughout, which proves nothing; chosen by name"
 
 Tensors = Mapping[str, Tensor]
 
@@ -204,7 +205,7 @@ class _Search:
 
     def _pieces(self, targets: Tensors, sources: Tensors) -> Iterator[Proposal]:
         left = dict(targets)
-        for stage in (sliced, joined):
+        for stage in (sliced, joined, looked_up):
             for proposal in list(stage(left, sources, self.prints)):
                 del left[proposal.match.target]
                 yield proposal

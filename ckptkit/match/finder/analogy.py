@@ -19,10 +19,9 @@ from ckptkit.match.finder.expressions import (
     Stack,
     evaluate,
 )
-from ckptkit.match.finder.result import How, Match
+from ckptkit.match.finder.result import BESIDE, How, Match
 
 LARGEST = 1 << 20  # elements
-WHY = "the values are the same throughout; chosen by the tensors beside it"
 
 
 def analogies(
@@ -48,7 +47,7 @@ def analogies(
                 values = evaluate(expression, sources)
                 if values.shape == tensor.shape and values.tobytes() == tensor.tobytes():
                     how: How = "slice" if isinstance(expression, Slice) else "concat"
-                    yield Match(name, expression, how, certain=False, why=WHY)
+                    yield Match(name, expression, how, certain=False, why=BESIDE)
                     break
 
 

@@ -107,7 +107,7 @@ class Folded:
         dim: axis of the output channels.
         norm: the normalization.
         eps: what is added to the variance.
-        formula: key of `folded.FORMULAS`: the order and precision of the arithmetic.
+        formula: key of `arithmetic.FORMULAS`: the order and precision of the arithmetic.
     """
 
     of: "Expression | None"
@@ -206,7 +206,7 @@ def evaluate(expression: Expression, tensors: Mapping[str, Tensor]) -> "Array":
         case Stack(of, dim):
             return np.stack([evaluate(part, tensors) for part in of], dim)
         case Folded():
-            from ckptkit.match.finder.folded import compute
+            from ckptkit.match.finder.arithmetic import compute
 
             layer = None if expression.of is None else evaluate(expression.of, tensors)
             return compute(expression, layer, tensors)

@@ -1,22 +1,28 @@
 """Batch normalization folded into the convolution or linear layer before it: which, and by which arithmetic.
 
-    weight' = weight · γ / √(σ² + ε)        bias' = (bias − μ) · γ / √(σ² + ε) + β
-
-per output channel. Exporters and optimizers do the same thing in another order and precision, so the results differ
-in the last bits. A weight is recognised by its channels, which folding only scales; the scales tell which normalization
-it was, and the folded shift which bias. Then every formula and ε below is computed, and the one that gives most
+A weight is recognised by its channels, which folding only scales; the scales tell which normalization it was, and the
+folded shift which bias. Then the formulas of `arithmetic` are computed with the usual ε, and the one that gives most
 elements exactly is named, with the greatest distance in units of the last place (ulp). This is arithmetic, not proof:
-only a distance of 0 says that the formula gives the very bytes, and beyond `NEAR` ulp a match is not certain.
+only a distance of 0 says that the formula gives the very bytes. A match is not certain beyond `NEAR` ulp, nor where
+another layer, normalization or bias fits as well.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ckptkit.core.arrays import gather, unpack
 from ckptkit.core.names import segments
 from ckptkit.core.tensor import Tensor
+from ckptkit.match.finder.arithmetic import (
+    BIAS_FORMULAS,
+    WEIGHT_FORMULAS,
+    Norm,
+    apply,
+    distance,
+    error,
+    held,
+)
 from ckptkit.match.finder.expressions import Expression, Folded, Normalization, Permute, Source
 from ckptkit.match.finder.layout import contiguous, strided
 from ckptkit.match.finder.result import Match
@@ -40,6 +46,7 @@ LARGEST = 1 << 27  # bytes: larger weights are not searched for, as two of them 
 CHANNELS = 1 << 20  # of a normalization
 AXES = 8  # nor are those of more
 FLOATS = ("float64", "float32", "float16", "bfloat16")
+RIVALS = "others would fit as well; chosen by name and place"
 
 # The last parts of the names of a normalization's scale, shift, mean and variance, by framework.
 ROLES = (
@@ -47,73 +54,6 @@ ROLES = (
     ("gamma", "beta", "moving_mean", "moving_variance"),
     ("scale", "bias", "mean", "var"),
 )
-
-# (layer's weight or bias, γ, β, μ, √(σ²+ε)) → folded weight or bias, by the order of the arithmetic.
-Formula = Callable[["Array", "Array", "Array", "Array", "Array"], "Array"]
-WEIGHT: dict[str, Formula] = {
-    "W·(γ/√(σ²+ε))": lambda w, g, b, m, r: w * (g / r),
-    "W·(γ·(1/√(σ²+ε)))": lambda w, g, b, m, r: w * (g * (1 / r)),
-    "(W·γ)/√(σ²+ε)": lambda w, g, b, m, r: w * g / r,
-    "(W/√(σ²+ε))·γ": lambda w, g, b, m, r: w / r * g,
-}
-BIAS: dict[str, Formula] = {
-    "(b−μ)·(γ/√(σ²+ε))+β": lambda w, g, b, m, r: (w - m) * (g / r) + b,
-    "(b−μ)·(γ·(1/√(σ²+ε)))+β": lambda w, g, b, m, r: (w - m) * (g * (1 / r)) + b,
-    "((b−μ)·(1/√(σ²+ε)))·γ+β": lambda w, g, b, m, r: (w - m) * (1 / r) * g + b,
-    "((b−μ)/√(σ²+ε))·γ+β": lambda w, g, b, m, r: (w - m) / r * g + b,
-    "((b−μ)·γ)/√(σ²+ε)+β": lambda w, g, b, m, r: (w - m) * g / r + b,
-    "b·(γ/√(σ²+ε))+(β−μ·(γ/√(σ²+ε)))": lambda w, g, b, m, r: w * (g / r) + (b - m * (g / r)),
-}
-PRECISIONS = ("float32", "float64")
-FORMULAS = {
-    f"{precision} {words}": (precision, formula)
-    for table in (WEIGHT, BIAS)
-    for words, formula in table.items()
-    for precision in PRECISIONS
-}
-
-
-class Norm(NamedTuple):
-    """A normalization's vectors; scale and shift are 1 and 0 where it has none."""
-
-    names: Normalization
-    scale: "Array"
-    shift: "Array"
-    mean: "Array"
-    variance: "Array"
-
-    @classmethod
-    def read(cls, names: Normalization, tensors: Mapping[str, Tensor]) -> "Norm":
-        """Raises what reading raises."""
-        import numpy as np
-
-        mean, variance = _held(tensors[names.mean]), _held(tensors[names.variance])
-        scale = _held(tensors[names.scale]) if names.scale else np.ones_like(mean)
-        shift = _held(tensors[names.shift]) if names.shift else np.zeros_like(mean)
-        return cls(names, scale, shift, mean, variance)
-
-
-def compute(fold: Folded, layer: "Array | None", tensors: Mapping[str, Tensor]) -> "Array":
-    """The folded weight or bias, in the dtype of the layer or, if it has no bias, of the normalization's mean."""
-    import numpy as np
-
-    norm = Norm.read(fold.norm, tensors)
-    with np.errstate(all="ignore"):
-        values = _apply(fold.formula, fold.dim, layer, norm, fold.eps)
-        return values.astype(norm.mean.dtype if layer is None else layer.dtype)
-
-
-def _apply(formula: str, dim: int, layer: "Array | None", norm: Norm, eps: float) -> "Array":
-    import numpy as np
-
-    precision, function = FORMULAS[formula]
-    kind = np.dtype(precision)
-    values = np.zeros_like(norm.mean) if layer is None else layer
-    shape = [1] * values.ndim
-    shape[dim] = -1
-    vectors = [v.astype(kind).reshape(shape) for v in (norm.scale, norm.shift, norm.mean, norm.variance)]
-    gamma, beta, centre, variance = vectors
-    return function(values.astype(kind), gamma, beta, centre, np.sqrt(variance + kind.type(eps)))
 
 
 def normalizations(tensors: Mapping[str, Tensor]) -> Iterator[Normalization]:
@@ -143,23 +83,25 @@ def _folds(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> Iter
     for names in normalizations(sources):
         if sources[names.mean].dtype.name in FLOATS and sources[names.mean].size <= CHANNELS:
             norms[sources[names.mean].size].append(Norm.read(names, sources))
+    if not norms:
+        return
+    places = {name: place for place, name in enumerate((*sources, *targets))}
     weights = {n: t for n, t in targets.items() if _is_weight(t)}
     biases = {n: t for n, t in targets.items() if t.dtype.name in FLOATS and len(t.shape) == 1}
-    done: set[str] = set()
-    for layer in _layers(weights, sources, norms.keys()):
-        free = [norm for norm in norms[layer.channels] if norm.names.mean not in done]
-        if layer.target in done or layer.source in done or not free:
+    for layers in _layers(weights, sources, norms.keys()):
+        fit, sure = _best(layers, weights, sources, norms, places)
+        if fit is None:
             continue
-        found = _weight(layer, weights[layer.target], sources[layer.source], free)
-        if found is not None:
-            match, norm, eps = found
-            done.update((layer.target, layer.source, norm.names.mean))
-            yield match
-            near = {n: t for n, t in biases.items() if n not in done and t.size == layer.channels}
-            bias = _bias(layer.source, norm, eps, near, sources)
-            if bias is not None:
-                done.add(bias.target)
-                yield bias
+        layer, norm = fit.layer, fit.norm
+        of: Expression = Folded(Source(layer.source), layer.dim, norm.names, fit.eps, fit.formula)
+        if layer.dims != tuple(sorted(layer.dims)):
+            of = Permute(of, layer.dims)  # only (1, 0), which is its own inverse
+        yield _match(layer.target, of, fit.ulp, sure)
+        near = {n: t for n, t in biases.items() if t.size == layer.channels}
+        bias = _bias(fit, near, sources, places)
+        if bias is not None:
+            del biases[bias.target]
+            yield bias
 
 
 def _is_weight(tensor: Tensor) -> bool:
@@ -178,8 +120,8 @@ class _Layer(NamedTuple):
 
 def _layers(
     targets: Mapping[str, Tensor], sources: Mapping[str, Tensor], channels: Collection[int]
-) -> Iterator[_Layer]:
-    """Pairs of weights whose channels point in the same directions, whatever their lengths."""
+) -> Iterator[list[_Layer]]:
+    """For each target the weights whose channels point in the same directions, whatever their lengths."""
     alike: dict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
     for name, tensor in sources.items():
         if _is_weight(tensor):
@@ -187,7 +129,7 @@ def _layers(
     known: dict[tuple[str, int], Array] = {}
     looked = 0
     for name, tensor in targets.items():
-        found: list[tuple[int, bool, _Layer]] = []
+        found: list[_Layer] = []
         straight = tuple(range(len(tensor.shape)))
         for dims in (straight, (1, 0)) if len(straight) == 2 else (straight,):
             shape = tuple(tensor.shape[d] for d in dims)
@@ -200,9 +142,8 @@ def _layers(
                     if (source, dim) not in known:
                         known[source, dim] = _directions(sources[source], straight, dim)
                     if _parallel(mine, known[source, dim]):
-                        single = prod(shape) == shape[dim]  # channels of one number: any two are parallel
-                        found.append((single, source != name, _Layer(name, source, dims, dim, shape[dim])))
-        yield from (layer for *_, layer in sorted(found, key=lambda item: item[:2]))
+                        found.append(_Layer(name, source, dims, dim, shape[dim]))
+        yield found
 
 
 def _directions(tensor: Tensor, dims: tuple[int, ...], dim: int) -> "Array":
@@ -214,7 +155,7 @@ def _directions(tensor: Tensor, dims: tuple[int, ...], dim: int) -> "Array":
     strides = contiguous(tensor.shape)
     sizes = [min(SAMPLED, shape[0]), *_first(shape[1:], SAMPLE)]
     sample = (
-        _held(strided(tensor, sizes, [strides[d] for d in order])).astype(np.float64).reshape(sizes[0], -1)
+        held(strided(tensor, sizes, [strides[d] for d in order])).astype(np.float64).reshape(sizes[0], -1)
     )
     length = np.sqrt((sample * sample).sum(1, keepdims=True))
     directions: Array = np.divide(sample, length, out=np.zeros_like(sample), where=length > 0)
@@ -230,64 +171,97 @@ def _parallel(one: "Array", other: "Array") -> bool:
     return bool(told.any() and (likeness[told] > 1 - 1e-4).all())
 
 
-def _weight(
-    layer: _Layer, target: Tensor, source: Tensor, norms: list[Norm]
-) -> tuple[Match, Norm, float] | None:
-    """The normalization, ε and formula that take the source's weight nearest to the target."""
+class _Fit(NamedTuple):
+    """What takes a layer's weight to the target."""
+
+    ulp: int
+    layer: _Layer
+    norm: Norm
+    eps: float
+    formula: str
+
+
+def _best(
+    layers: Iterable[_Layer],
+    targets: Mapping[str, Tensor],
+    sources: Mapping[str, Tensor],
+    norms: Mapping[int, list[Norm]],
+    places: Mapping[str, int],
+) -> tuple[_Fit | None, bool]:
+    """The nearest of all fits of one target, and whether no other one does as well."""
+    fits: list[_Fit] = []
+    for layer in layers:
+        fits += _fits(layer, targets[layer.target], sources[layer.source], norms[layer.channels])
+    if not fits:
+        return None, False
+    reach = _reach(min(fit.ulp for fit in fits))
+    rivals = [fit for fit in fits if fit.ulp <= reach]
+
+    def suits(fit: _Fit) -> tuple[int, bool, int]:
+        apart = (
+            places[fit.norm.names.mean] - places[fit.layer.source]
+        )  # a normalization comes after its layer
+        return fit.ulp if fit.ulp > NEAR else 0, fit.layer.source != fit.layer.target, apart % len(places)
+
+    return min(rivals, key=suits), len({(fit.layer.source, fit.norm.names) for fit in rivals}) == 1
+
+
+def _reach(ulp: int) -> int:
+    """How far away something does as well as what is `ulp` away: nowhere but there if that is exact."""
+    return max(ulp, NEAR) if ulp else 0
+
+
+def _fits(layer: _Layer, target: Tensor, source: Tensor, norms: list[Norm]) -> Iterator[_Fit]:
+    """The normalizations that take the source's weight to the target, each with its ε and formula."""
     import numpy as np
 
-    wanted = np.moveaxis(_held(target).transpose(layer.dims), layer.dim, 0)
-    origin = np.moveaxis(_held(source), layer.dim, 0)
+    wanted = np.moveaxis(held(target).transpose(layer.dims), layer.dim, 0)
+    origin = np.moveaxis(held(source), layer.dim, 0)
     some, same = _beginnings(origin), _beginnings(wanted)
     square = (some.astype(np.float64) ** 2).sum(1)
     scale = (some.astype(np.float64) * same.astype(np.float64)).sum(1) / square
     close = CLOSE if source.dtype.bits > 16 else CLOSE_HALF
-    guesses: list[tuple[float, int, float]] = []
-    for k, norm in enumerate(norms):
-        gamma, variance = norm.scale.astype(np.float64), norm.variance.astype(np.float64)
-        for eps in EPSILONS:
-            expected = gamma / np.sqrt(variance + eps)
-            told = np.isfinite(scale) & np.isfinite(expected)
-            error = _error(scale[told], expected[told])
-            if error < close:
-                guesses.append((error, k, eps))
+    step = max(1, (1 << 20) // max(1, origin[0].size))
+    for norm in norms:
+        chosen = _formula(some, same, scale, norm, close)
+        if chosen is None:
+            continue
+        eps, formula = chosen
+        ulp = 0
+        for at in range(0, len(origin), step):
+            rows = slice(at, at + step)
+            values = apply(formula, 0, origin[rows], norm.of(rows), eps).astype(origin.dtype)
+            ulp = max(ulp, distance(values, wanted[rows])[1])
+            if ulp > FAR:
+                break
+        else:
+            yield _Fit(ulp, layer, norm, eps, formula)
+
+
+def _formula(
+    some: "Array", same: "Array", scale: "Array", norm: Norm, close: float
+) -> tuple[float, str] | None:
+    """The ε and formula that take the beginnings of a weight nearest to the target's; None if none comes near."""
+    import numpy as np
+
+    gamma, variance = norm.scale.astype(np.float64), norm.variance.astype(np.float64)
+    guesses = [(error(scale, gamma / np.sqrt(variance + eps)), eps) for eps in EPSILONS]
+    guesses = sorted(guess for guess in guesses if guess[0] < close)
+    likely = guesses[:3] + [guess for guess in guesses[3:] if guess[0] <= 2 * guesses[0][0]]
     tried = [
-        (_distance(_apply(formula, 0, some, norms[k], eps).astype(some.dtype), same), k, eps, formula)
-        for _, k, eps in _likely(guesses)
-        for formula in (f"{precision} {words}" for words in WEIGHT for precision in PRECISIONS)
+        (distance(apply(formula, 0, some, norm, eps).astype(some.dtype), same), eps, formula)
+        for _, eps in likely
+        for formula in WEIGHT_FORMULAS
     ]
     if not tried:
         return None
     # Of ε that make no difference the usual one; in half precision the rounding of the inputs leaves noise.
-    (count, ulp), k, *_ = min(tried, key=lambda row: (row[0], EPSILONS.index(row[2])))
-    if source.dtype.bits <= 16:
+    (count, ulp), *_ = min(tried, key=lambda row: (row[0], EPSILONS.index(row[1])))
+    if some.dtype.itemsize <= 2:
         count, ulp = count + count // NOISE, 2 * ulp
-    alike = [row for row in tried if row[1] == k and row[0][0] <= count and row[0][1] <= ulp]
-    _, k, eps, formula = min(alike, key=lambda row: (EPSILONS.index(row[2]), row[0]))
-    distance = 0
-    step = max(1, (1 << 20) // max(1, origin[0].size))
-    for at in range(0, len(origin), step):
-        rows = slice(at, at + step)
-        part = Norm(norms[k].names, *(vector[rows] for vector in norms[k][1:]))
-        values = _apply(formula, 0, origin[rows], part, eps).astype(origin.dtype)
-        distance = max(distance, _distance(values, wanted[rows])[1])
-    if distance > FAR:
-        return None
-    of: Expression = Folded(Source(layer.source), layer.dim, norms[k].names, eps, formula)
-    if layer.dims != tuple(sorted(layer.dims)):
-        of = Permute(of, layer.dims)  # only (1, 0), which is its own inverse
-    return _match(layer.target, of, distance), norms[k], eps
-
-
-def _likely(guesses: list[tuple[float, int, float]]) -> list[tuple[float, int, float]]:
-    """The few nearest, and the ε of the nearest one's normalization that rounding may have kept from being it."""
-    nearest = sorted(guesses)[:3]
-    if not nearest:
-        return []
-    error, k, _ = nearest[0]
-    return nearest + [
-        guess for guess in guesses if guess[1] == k and guess[0] <= 2 * error and guess not in nearest
-    ]
+    alike = [row for row in tried if row[0][0] <= count and row[0][1] <= ulp]
+    _, eps, formula = min(alike, key=lambda row: (EPSILONS.index(row[1]), row[0]))
+    return eps, formula
 
 
 def _beginnings(channels: "Array") -> "Array":
@@ -304,75 +278,41 @@ def _first(shape: Sequence[int], count: int) -> list[int]:
     return sizes
 
 
-def _held(tensor: Tensor) -> "Array":
-    """The values in memory: mapped files would stay there, counted as this process's."""
-    return unpack(gather(tensor), tensor.dtype, tensor.size).reshape(tensor.shape)
-
-
 def _bias(
-    weight: str, norm: Norm, eps: float, targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]
+    fit: _Fit, targets: Mapping[str, Tensor], sources: Mapping[str, Tensor], places: Mapping[str, int]
 ) -> Match | None:
     """The bias that belongs to a folded weight: among the targets, the one nearest to what it must be."""
-    import numpy as np
-
+    norm, weight = fit.norm, fit.layer.source
     stem, _, last = weight.rpartition(segments(weight)[-1].lstrip("./"))
     own = stem + "bias" + last
     beside = sources[own] if own in sources and sources[own].shape == norm.mean.shape else None
-    layer = None if beside is None else _held(beside)
-    expected = _apply(f"float64 {next(iter(BIAS))}", 0, layer, norm, eps)
+    layer = None if beside is None else held(beside)
+    expected = apply(BIAS_FORMULAS[1], 0, layer, norm, fit.eps)
     close = CLOSE if norm.mean.dtype.itemsize > 2 else CLOSE_HALF
-    errors = []
+    made = [(apply(formula, 0, layer, norm, fit.eps), formula) for formula in BIAS_FORMULAS]
+    tried: list[tuple[int, bool, int, int, str, str]] = []
     for name, tensor in targets.items():
-        found = _held(tensor).astype(np.float64)
-        told = np.isfinite(found) & np.isfinite(expected)
-        error = _error(found[told], expected[told])
-        if error < close:
-            errors.append((error, name != own, name))
-    if not errors:
+        found = held(tensor)
+        if error(found.astype(expected.dtype), expected) < close:
+            (_, ulp), order, formula = min(
+                (distance(values.astype(found.dtype), found, norm.shift), order, formula)
+                for order, (values, formula) in enumerate(made)
+            )
+            apart = (places[name] - places[fit.layer.target]) % len(places)  # it comes after its weight
+            tried.append((ulp, name != own, apart, order, formula, name))
+    if not tried:
         return None
-    name = min(errors)[2]
-    wanted = _held(targets[name])
-    tried: list[tuple[tuple[int, int], int, str]] = []
-    for formula in (f"{precision} {words}" for words in BIAS for precision in PRECISIONS):
-        values = _apply(formula, 0, layer, norm, eps).astype(wanted.dtype)
-        tried.append((_distance(values, wanted), len(tried), formula))
-    (_, distance), _, formula = min(tried)
-    fold = Folded(None if layer is None else Source(own), 0, norm.names, eps, formula)
-    return _match(name, fold, distance)
+    ulp, *_, formula, name = min(tried)
+    fold = Folded(None if layer is None else Source(own), 0, norm.names, fit.eps, formula)
+    return _match(name, fold, ulp, sum(row[0] <= _reach(ulp) for row in tried) == 1)
 
 
-def _error(values: "Array", expected: "Array") -> float:
-    """Greatest difference, relative to the greatest magnitude expected; infinite where there is nothing to see."""
-    import numpy as np
-
-    reach = float(np.abs(expected).max(initial=0))
-    return (
-        float(np.abs(values - expected).max(initial=0)) / max(reach, 1e-30) if len(expected) else float("inf")
+def _match(target: str, expression: Expression, ulp: int, sure: bool) -> Match:
+    why = f"computed, within {ulp} ulp" if ulp else ""
+    if ulp > NEAR:
+        why = f"near, but {ulp} ulp from the formula"
+    elif not sure:
+        why = RIVALS
+    return Match(
+        target, expression, "folded", certain=not why or why.startswith("computed"), why=why, ulp=ulp
     )
-
-
-def _match(target: str, expression: Expression, distance: int) -> Match:
-    why = f"computed, within {distance} ulp" if distance else ""
-    if distance > NEAR:
-        why = f"near, but {distance} ulp from the formula"
-    return Match(target, expression, "folded", certain=distance <= NEAR, why=why, ulp=distance)
-
-
-def _distance(one: "Array", other: "Array") -> tuple[int, int]:
-    """How many elements differ, and by how many units of the last place at most.
-
-    Both zeros are one number; NaN is far from everything else.
-    """
-    import numpy as np
-
-    bits = one.dtype.itemsize * 8
-    low = -(1 << (bits - 1))
-
-    def ordered(values: "Array") -> "Array":
-        numbers: Array = np.ascontiguousarray(values).view(f"i{bits // 8}").astype(np.int64)
-        return np.where(numbers < 0, low - numbers, numbers)
-
-    distance = np.abs(ordered(one) - ordered(other))
-    if bits == 64:  # the difference of numbers of opposite sign may wrap
-        distance = np.where(distance < 0, np.iinfo(np.int64).max, distance)
-    return int(np.count_nonzero(distance)), int(distance.max(initial=0))

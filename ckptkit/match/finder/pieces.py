@@ -30,7 +30,9 @@ DOUBLES = 8  # most equal parts told apart: as many times may one content be in 
 HITS = 64  # most places tried for one part
 RUNS = 4096  # most contiguous runs of a part in a whole
 SLICES = 16  # most of them written as slices put together, not as a list of indices
-DIRECTIONS = 2  # rows of the packed biases of a recurrent layer that runs both ways: vectors joined, then stacked
+DIRECTIONS = (
+    2  # rows of the packed biases of a recurrent layer that runs both ways: vectors joined, then stacked
+)
 PACKED = 1 << 16  # most elements of each
 SMALL = 16  # integers and bools in fewer elements than this are found anywhere
 

@@ -10,6 +10,14 @@ How = Literal[
 ]
 
 
+EQUAL = "several tensors hold the same values; chosen by name"
+CONSTANT = "one value throughout, which proves nothing; chosen by name"
+BESIDE = "the values are the same throughout; chosen by the tensors beside it"
+TWINS = frozenset(
+    (EQUAL, CONSTANT, BESIDE)
+)  # reasons that concern sources with equal values, and nothing else
+
+
 @dataclass(frozen=True, slots=True)
 class Match:
     """One tensor explained by tensors of the other checkpoint.
@@ -80,7 +88,7 @@ class Proposal:
     def settled(self, names: dict[str, str]) -> Match:
         """The match with its sources chosen."""
         expression = rename(self.match.expression, names)
-        why = "several tensors hold the same values; chosen by name"
+        why = self.match.why if self.match.why and self.match.why not in TWINS else EQUAL
         how = self.match.how
         if how == "renamed" and tuple(sources(expression)) == (self.match.target,):
             how = "same"

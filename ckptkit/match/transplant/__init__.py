@@ -25,7 +25,7 @@ from ckptkit.core.errors import CkptError
 from ckptkit.core.findings import Finding
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.tensor import Tensor
-from ckptkit.match.finder import Match, Source, equal, find
+from ckptkit.match.finder import TWINS, Match, Source, equal, find
 from ckptkit.match.finder.layout import cast_to, castable
 from ckptkit.match.transplant.produce import produce
 
@@ -95,8 +95,7 @@ def transplant(weights: TensorGraph, base: TensorGraph, origin: TensorGraph | No
     supply = {name: _like(weights[name], origin[name], name) for name in used}
     losses = [*_ambiguous(found.pairs, supply, origin)]
     left = [name for name in weights if name not in used and not _is_index(weights[name])]
-    changed = list(_changed(left, weights, origin, supply))
-    losses += _unused(changed, base)
+    losses += _unused(list(_changed(left, weights, origin, supply)), base)
     placed = [_place(match, supply, origin, base) for match in found.pairs]
     worst = max((p.ulp for p, _ in placed if not p.kept), default=0)
     notes = []
@@ -199,56 +198,72 @@ def _unaccounted(own: Sequence[str], lost: Sequence[str], base: TensorGraph, hin
 def _ambiguous(
     pairs: Iterable[Match], supply: Mapping[str, Tensor], origin: TensorGraph
 ) -> Iterator[Finding]:
-    """Weights for which several tensors of one content stood, that differ by now."""
-    open_pairs = [match for match in pairs if not match.certain and match.sources != (match.target,)]
-    if not open_pairs:
-        return
-    doubtful = []
+    """Weights that several tensors could have given, where that matters by now."""
+    doubtful: dict[str, list[str]] = defaultdict(list)
     groups: defaultdict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
     for name in supply:
         groups[origin[name].dtype.name, origin[name].shape].append(name)
-    for match in open_pairs:
+    for match in pairs:
+        if match.certain or match.sources == (match.target,):
+            continue
+        if match.why not in TWINS:
+            if not all(equal(supply[name], origin[name]) for name in match.sources):
+                doubtful[match.why].append(match.target)
+            continue
         for source in match.sources:
             others = groups[origin[source].dtype.name, origin[source].shape]
             twins = [n for n in others if n != source and equal(origin[n], origin[source])]
             if any(not equal(supply[n], supply[source]) for n in twins):
-                doubtful.append(match.target)
+                doubtful["several weights were equal when the graph was exported, and differ now"].append(
+                    match.target
+                )
                 break
-    if doubtful:
+    for why, names in doubtful.items():
         yield Finding(
             AMBIGUOUS,
             "error",
-            doubtful[0],
-            f"{_names(doubtful)}: several weights were equal when the graph was exported, and differ now",
+            names[0],
+            f"{_names(names)}: {why}",
             f"--allow-loss {AMBIGUOUS} takes those whose names fit best; ckptkit prove tells whether that is right",
         )
 
 
 def _changed(
     left: Iterable[str], weights: TensorGraph, origin: TensorGraph, supply: Mapping[str, Tensor]
-) -> Iterator[str]:
-    """Weights without a place in the graph that matter: new, or neither what they were nor what they were tied to."""
+) -> Iterator[tuple[str, str]]:
+    """Weights without a place in the graph that matter: new ones, and those that are neither what they were nor what
+    has taken their place, with the name of that: it was equal at the export."""
     for name in left:
         tensor, was = weights[name], origin.get(name)
         if was is None or tensor.shape != was.shape:
-            yield name
-        elif tensor.dtype is was.dtype and equal(tensor, was):
-            continue
-        else:
+            yield name, ""
+        elif tensor.dtype is not was.dtype or not equal(tensor, was):
             alike = (n for n in supply if origin[n].shape == was.shape and origin[n].dtype is was.dtype)
             twins = [n for n in alike if equal(origin[n], was)]
-            if not twins or not any(equal(supply[n], _like(tensor, was, name)) for n in twins):
-                yield name
+            if not any(equal(supply[n], _like(tensor, was, name)) for n in twins):
+                yield name, twins[0] if twins else ""
 
 
-def _unused(names: Sequence[str], base: TensorGraph) -> Iterator[Finding]:
-    if names:
+def _unused(changed: Sequence[tuple[str, str]], base: TensorGraph) -> Iterator[Finding]:
+    new = [name for name, twin in changed if not twin]
+    untied = {name: twin for name, twin in changed if twin}
+    if new:
         yield Finding(
             UNUSED,
             "error",
-            names[0],
-            f"{_names(names)} of the checkpoint, new or changed, have no place in {base.origin.path}",
+            new[0],
+            f"{_names(new)} of the checkpoint, new or changed, have no place in {base.origin.path}",
             f"--exclude leaves them out by name, --allow-loss {UNUSED} all of them",
+        )
+    if untied:
+        name, twin = next(iter(untied.items()))
+        yield Finding(
+            UNUSED,
+            "error",
+            name,
+            f"{_names(list(untied))}: equal to others ({name!r} to {twin!r}) when the graph was exported, which holds "
+            "one tensor for both; they differ now",
+            "export the new weights; this graph has no place for them",
         )
 
 
