@@ -38,6 +38,8 @@ class _Job(NamedTuple):
     epilog=options.examples(
         "ckptkit check model.safetensors --target model.ckpt.yaml",
         "ckptkit check tuned.pt --target base.safetensors --allow-mismatch 'fc.*'",
+        "ckptkit check llama/ --target llama/config.json",
+        "ckptkit check model.pt --target my.models:build --allow-code",
         "ckptkit check last.ckpt",
         "ckptkit check --all --format github",
     )
@@ -47,8 +49,10 @@ class _Job(NamedTuple):
     "--target",
     metavar="T",
     type=click.Path(),
-    help="A contract, or another checkpoint or ONNX model, by its path.",
+    help="A contract, checkpoint, ONNX model or config.json, by its path; or package.module:factory.",
 )
+@options.allow_code
+@options.time_limit
 @click.option("--all", "everything", is_flag=True, help="Every contract here and below, with its checkpoint.")
 @click.option(
     "--allow-missing", metavar="GLOB", multiple=True, help="Tensors that may be missing. Repeatable."
@@ -70,6 +74,8 @@ def command(
     paths: tuple[str, ...],
     target: str | None,
     everything: bool,
+    allow_code: bool,
+    time_limit: float | None,
     style: str | None,
     quiet: bool,
     **chosen: Any,
@@ -85,7 +91,8 @@ def command(
     from ckptkit.cli import checkstyles
 
     jobs = [_Job(path, target) for path in paths] if target is not None else list(_jobs(paths, everything))
-    outcomes = _run(jobs, chosen)
+    # What a configuration names as target is never code, whatever the command line allows.
+    outcomes = _run(jobs, chosen, allow_code and target is not None, time_limit)
     code = 0
 
     def counted() -> Iterator[Outcome]:
@@ -135,7 +142,9 @@ def _jobs(paths: tuple[str, ...], everything: bool) -> Iterator[_Job]:
             yield _Job(model, contract)
 
 
-def _run(jobs: Iterable[_Job], chosen: Mapping[str, Any]) -> Iterator[Outcome]:
+def _run(
+    jobs: Iterable[_Job], chosen: Mapping[str, Any], allow_code: bool, time_limit: float | None
+) -> Iterator[Outcome]:
     """One after the other; a target is read once, and one that cannot be read hides no other."""
     from ckptkit.format import read
     from ckptkit.targets.resolve import resolve
@@ -153,7 +162,7 @@ def _run(jobs: Iterable[_Job], chosen: Mapping[str, Any]) -> Iterator[Outcome]:
                 yield Outcome(path, health(graph, values=chosen["values"]), None)
                 continue
             if target is None or named != last:
-                target, last = resolve(named), named
+                target, last = resolve(named, allow_code=allow_code, time_limit=time_limit), named
             yield Outcome(path, check(path, target, **chosen), None)
         except CkptError as failure:
             yield Outcome(path, None, failure)

@@ -81,6 +81,13 @@ onnx_data = click.option(
     show_default=True,
     help="ONNX weights inside the model or beside it.",
 )
+allow_code = click.option("--allow-code", is_flag=True, help="Let package.module:factory run its code.")
+time_limit = click.option(
+    "--time-limit",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Give up making a model as target after this.  [default: 60]",
+)
 quiet = click.option("-q", "--quiet", is_flag=True, help="No notes and no progress.")
 
 

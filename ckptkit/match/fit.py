@@ -41,10 +41,12 @@ class Fit:
 
 
 def fit(graph: TensorGraph, target: Target) -> Fit:
-    """Compare names, dtypes and shapes."""
+    """Compare names, dtypes and shapes; names are those that a tensor is loaded under."""
     tensors = weights(graph)
     if target.kind == "contract" and tensors is not graph.tensors:  # constants count where they are named
         tensors = {n: t for n, t in graph.tensors.items() if n in tensors or n in target.tensors}
+    if target.loader is not None and (new := target.loader.names(tensors, target.tensors)):
+        tensors = {new.get(name, name): tensor for name, tensor in tensors.items()}
     return compare(tensors, target)
 
 

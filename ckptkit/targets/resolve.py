@@ -1,24 +1,42 @@
-"""What `--target` names: a contract or another checkpoint."""
+"""What `--target` names: a contract, another checkpoint, a configuration of transformers, or a module of the user."""
 
 import os
 from os import PathLike
 
 from ckptkit.core.errors import CkptError
 from ckptkit.format import read
+from ckptkit.targets import instantiate, made
 from ckptkit.targets.contract import SUFFIX, Contract
+from ckptkit.targets.factory import is_spec
 from ckptkit.targets.target import Target
 
 _HEAD = b"ckptkit-contract"
 
 
-def resolve(path: str | PathLike[str]) -> Target:
-    """The target that a path names. Raises CkptError `not-found`, and what reading a contract or checkpoint raises."""
+def resolve(
+    path: str | PathLike[str], *, allow_code: bool = False, time_limit: float | None = None
+) -> Target:
+    """The target of this path or name.
+
+    Args:
+        path: of a contract, checkpoint, config.json or folder; or `package.module:factory`, unless there is such a
+            path.
+        allow_code: the factory may be called. Only what the user says may allow that, never a file.
+        time_limit: seconds that making a model may take; by default `instantiate.TIME_LIMIT`.
+
+    Raises CkptError `not-found`, `code-refused`, and what reading or making the target raises.
+    """
     name = os.fspath(path)
+    limit = instantiate.TIME_LIMIT if time_limit is None else time_limit
     if not os.path.exists(name):
-        hint = f"a target is a contract (*{SUFFIX}) or a checkpoint, by its path"
+        if is_spec(name):
+            return made.of_factory(name, allow_code=allow_code, time_limit=limit)
+        hint = f"a target is a contract (*{SUFFIX}), a checkpoint, a config.json, or package.module:factory"
         raise CkptError("not-found", "there is no such target", name, hint)
     if is_contract(name):
         return Contract.load(name).target()
+    if made.is_config(name):
+        return made.of_config(name, time_limit=limit)
     return Target.of(read(name))
 
 

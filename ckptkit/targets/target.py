@@ -1,6 +1,7 @@
 """A target: what is expected of a checkpoint, whatever it was made from."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ class Dim(NamedTuple):
     def __str__(self) -> str:
         return self.name if self.factor == 1 else f"{self.factor}*{self.name}"
 
+
+MADE = ("module", "config")  # kinds of targets that are modules, which tie their weights themselves
 
 Size = int | Dim | None  # None: any
 
@@ -57,13 +60,59 @@ class Policies:
     finite: bool = False
 
 
+class Loader(NamedTuple):
+    """What the library that loads a checkpoint does to names before it compares them.
+
+    Attributes:
+        name: of the library.
+        prefix: of the inner model, which is taken off or put before a name where that is expected; "" for none.
+        ignored: regular expressions of names that it passes over.
+    """
+
+    name: str
+    prefix: str = ""
+    ignored: tuple[str, ...] = ()
+
+    def names(self, found: Collection[str], expected: Collection[str]) -> Mapping[str, str]:
+        """Name in the checkpoint → name it is loaded under, for those that are not the same."""
+        new = {}
+        for name in found:
+            if name not in expected:
+                loaded = next((n for n in self._spellings(name) if n in expected and n not in found), name)
+                if loaded != name:
+                    new[name] = loaded
+        return {} if len(set(new.values())) < len(new) else new
+
+    def _spellings(self, name: str) -> Iterator[str]:
+        for old, instead in _OLDER:
+            if name.endswith(old):
+                name = name.removesuffix(old) + instead
+                yield name
+                break
+        if self.prefix:
+            yield name.removeprefix(self.prefix) if name.startswith(self.prefix) else self.prefix + name
+
+    def ignores(self, name: str) -> bool:
+        """Whether a name that nothing expects is passed over without a word."""
+        return any(re.search(pattern, name) for pattern in self.ignored)
+
+
+# Spellings of older checkpoints that transformers takes, in every model (5.23).
+_OLDER = (
+    ("LayerNorm.gamma", "LayerNorm.weight"),
+    ("LayerNorm.beta", "LayerNorm.bias"),
+    (".weight_g", ".parametrizations.weight.original0"),
+    (".weight_v", ".parametrizations.weight.original1"),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """What is expected.
 
     Attributes:
         path: what the target was made from.
-        kind: `contract` or `checkpoint`.
+        kind: `contract`, `checkpoint`, `module` (of the user) or `config` (a model of transformers).
         tensors: name → what is expected of it.
         dimensions: name → size; None where any size will do, as long as all tensors agree.
         ties: groups of names that share their bytes.
@@ -73,7 +122,10 @@ class Target:
         policies: of the whole.
         digest: content digest; "" for any.
         files: file name → what it must be.
-        source: the checkpoint it was made from, if it was one.
+        source: the checkpoint it was made from, or the module's tensors, without bytes.
+        loader: the library that loads it, if that is known.
+        made: what a module is, in words; notes: what is worth telling of it.
+        dtype: the element type that its configuration states; it is no error if weights have another.
     """
 
     path: str
@@ -88,6 +140,10 @@ class Target:
     digest: str = ""
     files: Mapping[str, Stored] = field(default_factory=dict)
     source: TensorGraph | None = None
+    loader: Loader | None = None
+    made: str = ""
+    notes: tuple[str, ...] = ()
+    dtype: str = ""
 
     @classmethod
     def of(cls, graph: TensorGraph) -> "Target":

@@ -22,11 +22,11 @@ from ckptkit.core.plan import WriteOptions
 from ckptkit.core.staging import Staging, check_target
 from ckptkit.core.stream import write_file
 from ckptkit.format import read, registry
-from ckptkit.match.factory import load_weights, make_module, one_line
 from ckptkit.match.finder import Correspondence, find
 from ckptkit.match.proof.proving import Proof, Reference
 from ckptkit.match.proof.signature import Input
 from ckptkit.match.written import check_header
+from ckptkit.targets.factory import load_weights, make_module, one_line
 
 RECORD = "ckptkit_weights"
 

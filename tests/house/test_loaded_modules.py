@@ -68,6 +68,8 @@ CASES: list[tuple[str, set[str], int]] = [
     *((f"check {path} --target x.ckpt.yaml", {"yaml"}, 0) for path in INPUTS),
     ("check x.safetensors", {"yaml"}, 0),
     ("check x.pt --target x.onnx", NONE, 0),
+    ("check x.pt --target models:build", NONE, 2),
+    ("check x.pt --target config.json", NONE, 2),
     ("check x.pt lfs.bin --format junit", {"yaml"}, 2),
     ("check x.safetensors x.pt --json", {"yaml"}, 0),
     ("check x.pt --values", {"yaml", *NUMBERS}, 0),
@@ -131,6 +133,7 @@ def folder(tmp_path: Path) -> Path:
     samples.lfs_pointer(tmp_path / "lfs.bin")
     contract = "ckptkit-contract: 1\ntensors:\n  fc.weight: float32 [2, 3]\n  fc.bias: float32 [2]\n"
     (tmp_path / "x.ckpt.yaml").write_text(contract, "utf-8")
+    (tmp_path / "config.json").write_text('{"model_type": "no such"}', "utf-8")
     return tmp_path
 
 

@@ -56,7 +56,7 @@ def place(
 
 
 def save(path: Path, spec: str, seed: int) -> None:
-    from ckptkit.match.factory import make_module
+    from ckptkit.targets.factory import make_module
 
     torch.manual_seed(seed)
     module = make_module(spec)

@@ -18,6 +18,7 @@ from ckptkit.match.proof.compare import TOLERANCES, Compared, Tolerance, compare
 from ckptkit.match.proof.runners import Module, Refused, Runner, Session
 from ckptkit.match.proof.samples import Arrays, Sample, guesses, read_npz, samples, write_npz
 from ckptkit.match.proof.signature import Input, signature
+from ckptkit.targets.factory import refuse_code
 
 RANDOM = (
     "RandomNormal",
@@ -129,10 +130,8 @@ def prove(
         raise CkptError(
             "usage", "a reference is needed: another model, or a module", None, "--against or --module"
         )
-    if module is not None and not allow_code:
-        raise CkptError(
-            "code-refused", "making a module runs its code", module, "--allow-code lets it, if you trust it"
-        )
+    if module is not None:
+        refuse_code(module, allow_code)
     graphs = [graph]
     reference: Runner
     names: Sequence[str]
@@ -219,7 +218,7 @@ def _model(path: str | os.PathLike[str]) -> TensorGraph:
 
 
 def _module(spec: str, weights: TensorGraph | None, outputs: Sequence[str], seed: int) -> Module:
-    from ckptkit.match.factory import load_weights, make_module
+    from ckptkit.targets.factory import load_weights, make_module
 
     made = make_module(spec)
     if weights is not None:

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ckptkit.core.errors import CkptError
-from ckptkit.match.factory import one_line
 from ckptkit.match.proof.samples import Arrays
+from ckptkit.targets.factory import one_line
 
 if TYPE_CHECKING:
     import numpy as np

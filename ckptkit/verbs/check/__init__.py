@@ -28,15 +28,20 @@ def check(
     allow_unexpected: Sequence[str] = (),
     allow_mismatch: Sequence[str] = (),
     values: bool = False,
+    allow_code: bool = False,
+    time_limit: float | None = None,
 ) -> CheckReport:
     """Check a checkpoint against a target.
 
     Args:
         source: a path, or a graph as `read` gives it.
-        target: a contract or another checkpoint, by its path or as it was read.
+        target: a contract or another checkpoint, by its path or as it was read; the path of a config.json of
+            transformers, or of its folder; or a module of the user, `package.module:factory`.
         section, variant: as in `read`, for a path.
         allow_missing, allow_unexpected, allow_mismatch: shell patterns of names whose absence, presence or other
             dtype or shape is no error.
+        allow_code: a factory of the user may be called.
+        time_limit: seconds after which the making of a model is given up; 60 if nothing is said.
         values: read the tensors too: NaN and infinity are errors, weights that are all one number warnings.
 
     Only headers are read, unless `values` or a contract's policies, digest or files ask for more. Where the contract
@@ -44,7 +49,7 @@ def check(
 
     Raises CkptError when the checkpoint or the target cannot be read.
     """
-    aim = _target(target)
+    aim = _target(target, allow_code, time_limit)
     allowed = Allowed(tuple(allow_missing), tuple(allow_unexpected), tuple(allow_mismatch))
     if isinstance(source, TensorGraph):
         return judge(source, aim, allowed, measured(weights(source)) if values else ())
@@ -59,9 +64,15 @@ def check(
     return judge(graph, aim, allowed, found)
 
 
-def _target(target: Target | Contract | TensorGraph | str | os.PathLike[str]) -> Target:
+def _target(
+    target: Target | Contract | TensorGraph | str | os.PathLike[str],
+    allow_code: bool,
+    time_limit: float | None,
+) -> Target:
     if isinstance(target, Target):
         return target
     if isinstance(target, Contract):
         return target.target()
-    return Target.of(target) if isinstance(target, TensorGraph) else resolve(target)
+    if isinstance(target, TensorGraph):
+        return Target.of(target)
+    return resolve(target, allow_code=allow_code, time_limit=time_limit)

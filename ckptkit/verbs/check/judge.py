@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterable, Sequence
 from fnmatch import translate
 from typing import Any, NamedTuple
 
+from ckptkit.core.findings import Severity
 from ckptkit.core.graph import TensorGraph
 from ckptkit.match import naming
 from ckptkit.match.causes import FEWER, GAP, MORE, Causes, Reason, covers, is_head_name, same_shapes
-from ckptkit.match.fit import Fit, compare, fit
+from ckptkit.match.fit import Fit, compare, fit, shape_text
 from ckptkit.match.renaming import renaming
-from ckptkit.targets.target import Target
+from ckptkit.targets.target import MADE, Target
 from ckptkit.verbs.check.fixes import Case, fixes
 from ckptkit.verbs.check.report import CheckReport, Misfit
 from ckptkit.verbs.check.whole import demands
@@ -39,7 +40,7 @@ def judge(
         found = compare({renamed.new(name): tensor for name, tensor in found.tensors.items()}, target)
         if found.missing and covers(was, target):  # each name by itself explains more than a prefix does
             renamed, found = None, was
-    tensors = list(_tensors(graph, found, Causes(graph, found, target), allowed))
+    tensors = list(_tensors(graph, found, Causes(graph, found, target), target, allowed))
     kept = [item for item in tensors if item is not None]
     errors = [item for item in kept if item.severity == "error"]
     others = [*findings, *demands(graph, target)]
@@ -79,7 +80,9 @@ def judge(
     )
 
 
-def _tensors(graph: TensorGraph, found: Fit, causes: Causes, allowed: Allowed) -> Iterable[Misfit | None]:
+def _tensors(
+    graph: TensorGraph, found: Fit, causes: Causes, target: Target, allowed: Allowed
+) -> Iterable[Misfit | None]:
     """Each difference of names, dtypes and shapes; None for one that is allowed."""
     may_lack, may_have, may_differ = map(_matcher, allowed)
     for item in found.mismatched:
@@ -100,19 +103,27 @@ def _tensors(graph: TensorGraph, found: Fit, causes: Causes, allowed: Allowed) -
             )
         else:
             reason = causes.missing(name)
-            code = "tie-dropped" if reason.cause.startswith("tied to ") else "tensor-missing"
-            yield Misfit(code, "error", name, "a tensor", "nothing", **_why(reason), head=is_head_name(name))
+            tied = reason.cause.startswith("tied to ")
+            code = "tie-dropped" if tied else "tensor-missing"
+            # A module ties its weights itself, whatever was saved of them.
+            severity: Severity = "note" if tied and target.kind in MADE else "error"
+            head = is_head_name(name) and severity == "error"
+            yield Misfit(code, severity, name, "a tensor", "nothing", **_why(reason), head=head)
     for name in found.unexpected:
         if may_have(name):
             yield None
             continue
         tensor = found.tensors[name]
-        shape = "×".join(map(str, tensor.shape)) or "scalar"
+        there = f"{tensor.dtype.name} {shape_text(tensor.shape)}"
+        if target.loader is not None and target.loader.ignores(name):
+            cause = f"{target.loader.name} passes it over: newer code computes it and no longer saves it"
+            hint = "convert --exclude leaves it out"
+            yield Misfit("tensor-unexpected", "warning", name, "nothing", there, cause, hint, "drop")
+            continue
         reason = causes.unexpected(name)
         yield Misfit(
-            "tensor-unexpected", "error", name, "nothing", f"{tensor.dtype.name} {shape}", **_why(reason),
-            head=is_head_name(name),
-        )  # fmt: skip
+            "tensor-unexpected", "error", name, "nothing", there, **_why(reason), head=is_head_name(name)
+        )
 
 
 _HINTS = {

@@ -1,13 +1,16 @@
 """What a contract demands of the whole: metadata, ties, forbidden names, policies, digest, files."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from fnmatch import translate
 
+from ckptkit.core.findings import Severity
 from ckptkit.core.graph import TensorGraph
+from ckptkit.core.words import plural
 from ckptkit.match import stored
 from ckptkit.match.fit import ties
-from ckptkit.targets.target import Target, weights
+from ckptkit.targets.target import MADE, Target, weights
 from ckptkit.verbs.check.report import CheckReport, Misfit
 from ckptkit.verbs.check.values import values
 
@@ -17,7 +20,9 @@ def demands(graph: TensorGraph, target: Target) -> Iterator[Misfit]:
     for group in ties(graph, target):
         names = ", ".join(group)
         cause = "saved as independent copies, or trained apart"
-        yield Misfit("tie-broken", "error", group[0], f"one tensor: {names}", "separate tensors", cause)
+        # A module ties its weights itself; what it takes for them is right if the copies are equal.
+        severity: Severity = "warning" if target.kind in MADE else "error"
+        yield Misfit("tie-broken", severity, group[0], f"one tensor: {names}", "separate tensors", cause)
     for key, value in target.metadata.items():
         found = graph.metadata.get(key)
         if found is None:
@@ -30,6 +35,7 @@ def demands(graph: TensorGraph, target: Target) -> Iterator[Misfit]:
         for name in filter(match, graph):
             yield Misfit("name-forbidden", "error", name, f"nothing that matches {pattern}", "a tensor")
     yield from _policies(graph, target)
+    yield from _loading(graph, target)
     if target.digest:
         from ckptkit.match.digest import combine, digests
 
@@ -38,6 +44,25 @@ def demands(graph: TensorGraph, target: Target) -> Iterator[Misfit]:
             yield Misfit(
                 "digest-differs", "error", "", target.digest, digest, "values, names or dtypes changed"
             )
+
+
+def _loading(graph: TensorGraph, target: Target) -> Iterator[Misfit]:
+    """What is no demand, and worth knowing before a library loads the checkpoint."""
+    for note in target.notes:
+        yield Misfit("config-unsupported", "warning", "", cause=note)
+    if target.loader is not None and (new := target.loader.names(graph.tensors, target.tensors)):
+        old = next(iter(new))
+        yield Misfit(
+            "names-differ", "note", old, new[old], old,
+            f"{target.loader.name} renames {plural(len(new), 'tensor')} like this when it loads them",
+        )  # fmt: skip
+    floats = Counter(tensor.dtype.name for tensor in graph.values() if tensor.dtype.kind == "float")
+    if target.dtype and floats and target.dtype not in floats:
+        found = floats.most_common(1)[0][0]
+        cause = "the configuration states another precision than that of the weights, which are cast to it"
+        yield Misfit(
+            "dtype-stated", "warning", "", target.dtype, found, cause, f"convert --dtype {target.dtype}"
+        )
 
 
 def _policies(graph: TensorGraph, target: Target) -> Iterator[Misfit]:

@@ -25,6 +25,7 @@ from ckptkit.match.quantized import quantized_members, torn_units
 from ckptkit.rules.follow import follow
 from ckptkit.rules.outcome import Rewrite, Trace
 from ckptkit.rules.ruleset import Rules
+from ckptkit.targets.factory import refuse_code
 
 if TYPE_CHECKING:
     from ckptkit.match.proof.proving import Reference
@@ -268,10 +269,7 @@ def _reference(
     from ckptkit.match.proof.proving import Reference
 
     if module is not None:
-        if not allow_code:
-            raise CkptError(
-                "code-refused", "making a module runs its code", module, "--allow-code, if you trust it"
-            )
+        refuse_code(module, allow_code)
         return Reference(module=module, weights=weights)
     if not source.nodes:
         raise CkptError(

@@ -3,6 +3,7 @@
 Only an option or argument may bring such a name here; nothing that a file holds ever does.
 """
 
+import re
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -11,27 +12,50 @@ from typing import Any
 from ckptkit.core.errors import CkptError
 from ckptkit.core.tensor import Tensor
 
+_SPEC = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 
-def make_module(spec: str) -> Any:
+
+def is_spec(text: str) -> bool:
+    """Whether a text reads `package.module:factory`."""
+    return _SPEC.fullmatch(text) is not None
+
+
+def refuse_code(spec: str, allowed: bool) -> None:
+    """Raises CkptError `code-refused` unless the user allowed their code to run."""
+    if not allowed:
+        message = "making a module runs its code"
+        raise CkptError("code-refused", message, spec, "--allow-code lets it, if you trust it")
+
+
+def make_module(spec: str, device: str = "") -> Any:
     """Call the factory `package.module:factory` of the user. Runs their code.
 
-    The current folder is searched first, as `python -m` does. Raises CkptError `package-missing`, `module-invalid`.
+    The current folder is searched first, as `python -m` does. With `device` (`meta`) the factory makes its tensors
+    there; what it imports is imported before. Raises CkptError `package-missing`, `module-invalid`.
     """
     try:
         import torch
     except ImportError:
         raise CkptError("package-missing", "a module needs torch", spec, "pip install torch") from None
-    path, colon, factory = spec.partition(":")
-    if not colon or not all(part.isidentifier() for part in (*path.split("."), *factory.split("."))):
+    if not is_spec(spec):
         raise CkptError("module-invalid", "this is not package.module:factory", spec)
+    path, _, factory = spec.partition(":")
     sys.path.insert(0, "")
     try:
         made = import_module(path)
         for part in factory.split("."):
             made = getattr(made, part)
-        module = made if isinstance(made, torch.nn.Module) else made()  # type: ignore[operator]
+        if isinstance(made, torch.nn.Module):
+            module = made
+        elif device:
+            with torch.device(device):
+                module = made()  # type: ignore[operator]
+        else:
+            module = made()  # type: ignore[operator]
     except Exception as error:  # whatever the user's code raises
-        raise CkptError("module-invalid", f"no module was made: {one_line(error)}", spec) from error
+        on = f" on the {device} device" if device else ""
+        message = f"no module was made{on}: {type(error).__name__}: {one_line(error)}"
+        raise CkptError("module-invalid", message, spec) from error
     finally:
         sys.path.remove("")
     if not isinstance(module, torch.nn.Module):
@@ -58,7 +82,7 @@ def load_weights(module: Any, weights: Mapping[str, Tensor], spec: str) -> None:
         raise CkptError("module-misfit", f"the weights do not fit: {' '.join(lines)[:500]}", spec) from None
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """What an exception says, on one line of bounded length."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 400 else f"{text[:400]}…"
