@@ -111,6 +111,7 @@ CODES: dict[str, str] = {
     "package-missing": "a package that this needs is not installed",
     "packed-as-parts": "an object of C++ that holds weights becomes the plain tensors in it",
     "passed-over": "other weights of the folder, which were not read",
+    "pickle-ambiguous": "a pickle of which loaders read different bytes",
     "pickle-invalid": "a pickle that no unpickler would run",
     "pickle-unsupported": "a pickle uses what no checkpoint needs: the extension registry, out-of-band buffers",
     "plan-invalid": "a writer planned an impossible file (a defect of ckptkit or of a plugin)",

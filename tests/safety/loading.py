@@ -36,6 +36,12 @@ def load_pickles(path: str) -> None:
             pickle.load(file)
 
 
+def load_stream(path: str) -> None:
+    """From a file without a buffer, as from a pipe."""
+    with open(path, "rb", buffering=0) as file:
+        Lenient(file).load()
+
+
 def load_torch(path: str) -> None:
     import torch
 

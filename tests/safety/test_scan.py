@@ -1,7 +1,10 @@
 """scan: verdicts, exit codes, forms of output, folders, checksums, and what it must leave alone."""
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import os
 import pickle
 import struct
@@ -9,9 +12,12 @@ import subprocess
 import sys
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import ckptkit as ck
@@ -120,8 +126,82 @@ def test_checksums_are_compared_on_request(tmp_path: Path, run: Run) -> None:
     assert [f.code for f in ck.scan(path, crc=True).findings] == ["checksum-mismatch"]
     for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         with zipfile.ZipFile(path, "w", method) as archive:
-            archive.writestr("archive/a.txt", b"text" * 1000)
-        assert ck.scan(path, crc=True).verdict == ("clean" if method != zipfile.ZIP_LZMA else "unread")
+            archive.writestr("archive/a.txt", b"text" * 1_000_000)
+        assert ck.scan(path, crc=True).verdict == "clean"
+
+
+def test_what_stands_behind_compressed_bytes_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "x.pkl.gz"
+    clean = pickle.dumps({"a": 1}, 2)
+    for more, verdict in (
+        (b"", "clean"),
+        (bytes(600), "clean"),
+        (b"junk", "unsafe"),
+        (pickle.dumps(Evil()), "unsafe"),
+    ):
+        path.write_bytes(gzip.compress(clean) + more)
+        assert ck.scan(path).verdict == verdict
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, zlib.compress])
+def test_large_compressed_files_are_read_whole(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
+    """More than a decompressor gives at once, whether it keeps the rest itself or not."""
+    path = tmp_path / "x.pkl"
+    path.write_bytes(compress(pickle.dumps([b"x" * 3_000_000, Evil()])))
+    assert [f.kind for f in ck.scan(path).findings] == ["code"]
+
+
+@pytest.mark.parametrize(
+    "descr", ["<f4", "|b1", "<M8[ns]", "<U7", "|S3", "<V2", [("a", "<f8"), ("b", "|u1", (2,))]]
+)
+def test_arrays_of_numbers_are_clean(tmp_path: Path, descr: Any) -> None:
+    path = tmp_path / "x.npy"
+    with path.open("wb") as file:
+        for shape in ((), (3,), (2, 0), (2, 3)):  # numpy.save appends
+            np.save(file, np.zeros(shape, descr), allow_pickle=False)
+    assert ck.scan(path).findings == ()
+    path.write_bytes(path.read_bytes()[:-1])
+    assert ck.scan(path).verdict == "unread"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "codes"),
+    [
+        ("config.json", {"auto_map": {"AutoModel": "x.Model"}}, "remote-code"),
+        ("config.json", {"a": [{"class_name": "Lambda", "config": {}}]}, "runs-code format-unsupported"),
+        (
+            "config.json",
+            {"class_name": "X", "module": "stranger", "config": {}},
+            "runs-unknown format-unsupported",
+        ),
+        ("config.json", {"optimizer": {"_target_": "torch.optim.Adam"}}, "runs-unknown"),
+        (
+            "config.json",
+            {"class_name": "Dense", "module": "keras.layers", "config": {}},
+            "format-unsupported",
+        ),
+        ("config.json", {"model_type": "bert", "hidden": [1, {"x": None}]}, ""),
+        ("model_config.yaml", "a:\n  _target_: x.Y\n", "runs-unknown"),
+        ("params.yml", "a: !!python/name:os.system\n", "runs-code"),
+        ("params.yml", "a: [1, 2]\n", ""),
+    ],
+)
+def test_configurations_that_name_code(tmp_path: Path, name: str, text: Any, codes: str) -> None:
+    path = tmp_path / name
+    path.write_text(text if isinstance(text, str) else json.dumps(text))
+    expected = set(codes.split())
+    assert {f.code for f in ck.scan(path).findings} == expected
+    assert {f.code for f in ck.scan(tmp_path).findings} == expected
+    archive = tmp_path / "x.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(path, f"inner/{name}")
+    assert {f.code for f in ck.scan(archive).findings} == expected
+
+
+def test_a_name_that_is_allowed_may_be_a_target(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("_target_: x.Y\n")
+    assert ck.scan(path, allow=["x.Y"]).verdict == "clean"
 
 
 def test_external_data_and_domains_of_onnx(tmp_path: Path) -> None:

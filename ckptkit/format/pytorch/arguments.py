@@ -4,7 +4,7 @@ Positions are byte offsets into the pickle; each method returns the value and th
 CkptError `truncated`, `pickle-invalid` or `over-budget`.
 """
 
-import codecs
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -105,7 +105,7 @@ class Arguments:
         if len(line) < 2 or line[:1] not in (b"'", b'"') or line[-1:] != line[:1]:
             raise invalid("a string has no quotes around it")
         try:
-            raw = codecs.escape_decode(line[1:-1])[0]
+            raw = unescaped(line[1:-1])
         except ValueError:
             raise invalid("a string holds a broken escape") from None
         return decode(raw), end + 1
@@ -118,6 +118,27 @@ class Arguments:
         if end - i > self.budgets.string_bytes:
             raise budget("holds a string that is too long")
         return str(self.data[i:end], "raw-unicode-escape"), end + 1
+
+
+_ESCAPE = re.compile(rb"\\(?:([0-7]{1,3})|x([0-9a-fA-F]{2})|(x)|(.)|$)", re.DOTALL)
+_MEANT = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"a": b"\a", b"b": b"\b", b"f": b"\f", b"v": b"\v"}
+_MEANT |= {b"\n": b"", b"\\": b"\\", b"'": b"'", b'"': b'"'}
+
+
+def unescaped(text: bytes) -> bytes:
+    """What the escapes of a Python byte string stand for. Raises ValueError for a broken one."""
+    return _ESCAPE.sub(_meant, text)
+
+
+def _meant(match: re.Match[bytes]) -> bytes:
+    octal, digits, broken, letter = match.groups()
+    if octal:
+        return bytes([int(octal, 8) & 0xFF])
+    if digits:
+        return bytes([int(digits, 16)])
+    if broken or not letter:
+        raise ValueError("a broken escape")
+    return _MEANT.get(letter, match[0])  # an unknown escape is no escape
 
 
 LITERALS: dict[int, Callable[[Arguments, int], tuple[Any, int]]] = {

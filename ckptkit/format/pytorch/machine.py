@@ -118,9 +118,14 @@ class _Machine:
         remember = memo.append
         dense = 0  # length of `memo`, or -1 once it no longer grows
         sparse: dict[int, Any] = {}  # any other index
+        edge = size + 1  # where the frame ends, or none is open
         i = start
         try:
             for _ in repeat(None, self.budgets.opcodes):
+                if i >= edge:
+                    if i > edge:
+                        raise invalid("an opcode passes the end of its frame")
+                    edge = size + 1
                 op = data[i]
                 i += 1
                 if op < 0x68:
@@ -365,9 +370,14 @@ class _Machine:
                     if data[i] > 5:
                         raise invalid(f"protocol {data[i]} is not one of pickle's, 0 to 5")
                     i += 1
-                elif op == 0x95:  # FRAME: a hint for readers of pipes
+                elif (
+                    op == 0x95
+                ):  # FRAME: readers of files drop what of an opcode stands before the end of a frame
                     i += 8
-                    if i + _u64(data, i - 8)[0] > size:
+                    if edge <= size:
+                        raise invalid("a frame stands within a frame")
+                    edge = i + _u64(data, i - 8)[0]
+                    if edge > size:
                         raise truncated()
                 elif op in _REFUSED:
                     raise CkptError(

@@ -1,26 +1,29 @@
 """What a file is, by content, to each of the loaders that could open it; a file may be several things at once."""
 
-import json
 import os
 from collections.abc import Iterator
 
 from ckptkit.core.errors import CkptError
-from ckptkit.core.files import File, Reader, beside_file, io_error
+from ckptkit.core.files import File, Reader, io_error
 from ckptkit.core.options import ReadOptions
+from ckptkit.core.words import plural
 from ckptkit.format import registry
 from ckptkit.format.pytorch.legacy import is_legacy
 from ckptkit.format.pytorch.source import Source, Span
 from ckptkit.format.sniff import Head, is_index, is_onnx, is_safetensors, is_tar
+from ckptkit.verbs.scan.arrays import MAGIC, read_npy
+from ckptkit.verbs.scan.inflating import COMPRESSED, PACKED
 from ckptkit.verbs.scan.ledger import Ledger
-from ckptkit.verbs.scan.models import Onnx, npy_objects, scan_safetensors
-from ckptkit.verbs.scan.parts import COMPRESSED, head, part, unpack
+from ckptkit.verbs.scan.models import Onnx, scan_safetensors
+from ckptkit.verbs.scan.parts import head, part, unpack
 from ckptkit.verbs.scan.pickles import Pickles, torch_tar
 from ckptkit.verbs.scan.report import Kind
+from ckptkit.verbs.scan.settings import LONGEST, SUFFIXES, scan_text
 from ckptkit.verbs.scan.tars import scan_tar
 from ckptkit.verbs.scan.zips import Zip, is_zip
 
 _DEPTH = 8  # archives within archives
-_CONFIG = 10 << 20
+_PACKED = "a compressed file"
 _NATIVE = (b"\x7fELF", b"MZ\x90\0", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe", b"\xfe\xed\xfa\xcf")
 _PICKLE_SUFFIXES = (".pkl", ".pickle", ".joblib", ".pt", ".pth", ".ckpt", ".bin", ".th", ".dat")
 _PROTOCOLS = (b"\0", b"\1", b"\2", b"\3", b"\4", b"\5")
@@ -54,10 +57,10 @@ class Scanner:
             ledger.begin(file.size)
             with file.open() as reader:
                 known = self.content(Span.whole(reader), path, reader)
-            if known:
-                self.read(file, path)
-            else:
+            if not known:
                 self.other(file, path, lenient)
+            elif known != [_PACKED]:
+                self.read(file, path)
         except CkptError as error:
             ledger.add("unread", error.code, error.where or path, error.message)
 
@@ -74,7 +77,9 @@ class Scanner:
     def other(self, file: File, path: str, lenient: bool) -> None:
         """A file that is nothing scanned here: code is told, other formats are unread, the rest has nothing to run."""
         name = os.path.basename(path).lower()
-        if name.endswith((".json", ".index")) and self.settings(path):
+        if name.endswith(SUFFIXES):
+            with file.open() as reader:
+                self.settings(Span.whole(reader), name, path, path)
             return
         try:
             registry.identify(file)
@@ -88,31 +93,9 @@ class Scanner:
         else:
             self.ledger.add("unread", "format-unsupported", path, "a format that a scan does not know")
 
-    def settings(self, path: str) -> bool:
-        """A JSON file: an index that leads outside, a configuration that names code. Whether it was read."""
-        try:
-            with open(path, "rb") as stream:
-                raw = stream.read(_CONFIG + 1)
-            found = json.loads(raw.decode("utf-8-sig")) if len(raw) <= _CONFIG else None
-        except (OSError, ValueError, RecursionError):
-            self.ledger.add("unread", "json-invalid", path, "the JSON file cannot be read")
-            return True
-        if not isinstance(found, dict):
-            return True
-        places = found.get("weight_map")
-        for place in dict.fromkeys(places.values()) if isinstance(places, dict) else ():
-            try:
-                if not isinstance(place, str):
-                    raise CkptError("index-invalid", f"names a file by {str(place)[:80]!r}")
-                beside_file(path, place)
-            except CkptError as error:
-                self.ledger.add("trick", error.code, path, error.message)
-        code = found.get("auto_map")
-        if isinstance(code, dict) and code:
-            named = ", ".join(map(str, code.values()))[:200]
-            text = f"would import code of the repository, if that is trusted: {named}"
-            self.ledger.add("unknown", "remote-code", path, text)
-        return True
+    def settings(self, source: Source, name: str, where: str, beside: str | None = None) -> None:
+        """A file that is a configuration by its name."""
+        scan_text(head(source, LONGEST + 1), name, where, self.ledger, beside=beside)
 
     def inner(self, source: Source, where: str) -> None:
         """A file within a file, known to be loaded."""
@@ -125,21 +108,21 @@ class Scanner:
             return True
         self.depth += 1
         try:
-            return self.content(source, where, None)
+            return bool(self.content(source, where, None))
         except CkptError as error:
             self.ledger.failed(error, where)
             return True
         finally:
             self.depth -= 1
 
-    def content(self, source: Source, where: str, reader: Reader | None) -> bool:
-        """Look at a source as everything that it could be. Whether it is anything."""
+    def content(self, source: Source, where: str, reader: Reader | None) -> list[str]:
+        """Look at a source as everything that it could be. What it is."""
         begin = head(source)
         found = list(self.readings(source, begin, where, reader))
         if len(found) > 1:
             text = f"the file is {' and '.join(found)} at once; which, depends on the reader"
             self.ledger.add("trick", "polyglot", where, text)
-        return bool(found)
+        return found
 
     def readings(self, source: Source, begin: bytes, where: str, reader: Reader | None) -> Iterator[str]:
         """Each kind of file that this is; it is scanned as that when its name is given."""
@@ -153,13 +136,17 @@ class Scanner:
                 self.member(content, place, name, storage, script)
 
             Zip(source, where, ledger, visit, self.crc).scan()
+            code = sum(name.endswith(".py") for name in members)
+            if code:
+                text = f"{plural(code, 'file')} of code, which runs only where the model is called"
+                ledger.add("note", "code-beside", where, text)
             yield "a zip archive"
         whole = Head(reader) if reader is not None else None
         fake = whole or _Block(begin, source.size)
         if is_tar(fake):  # type: ignore[arg-type]
             scan_tar(source, where, ledger, self.tar_member)
             yield "a tar archive"
-        if begin.startswith(b"\x93NUMPY"):
+        if begin.startswith(MAGIC):
             self.npy(source, where)
             yield "a numpy array"
         elif whole is not None and is_safetensors(whole):
@@ -177,7 +164,8 @@ class Scanner:
             assert reader is not None
             Onnx(reader, where, ledger, crc=self.crc).scan()
             yield "an ONNX model"
-        elif whole is not None and is_index(whole) and self.settings(where):
+        elif whole is not None and is_index(whole):
+            self.settings(source, ".json", where, where)
             yield "an index"
         elif begin.startswith(_NATIVE):
             ledger.add("code", "native-code", where, "a program or library of native code")
@@ -185,11 +173,17 @@ class Scanner:
         else:
             for magic, make in COMPRESSED:
                 if begin.startswith(magic):
-                    if not self.nested(unpack(source, make, ledger, where), where):
-                        ledger.add(
-                            "unread", "format-unknown", where, "what is compressed in it is of no known kind"
-                        )
-                    yield "a compressed file"
+                    pieces = unpack(source, make, ledger, where)
+                    known = [self.nested(piece, where) for piece in pieces]
+                    if not any(known):
+                        text = "what is compressed in it is of no known kind"
+                        ledger.add("unread", "format-unknown", where, text)
+                    yield _PACKED
+                    return
+            for magic, what in PACKED:
+                if begin.startswith(magic):
+                    ledger.add("unread", "compressed", where, f"this is {what}, which a scan does not unpack")
+                    yield what
                     return
             if begin[:1] not in b"{<#" and Pickles(source, where, ledger, self.inner).quietly():
                 yield "a pickle"
@@ -205,22 +199,43 @@ class Scanner:
             Pickles(source, where, self.ledger, self.inner).quietly()
         elif name.endswith(".debug_pkl"):  # positions in TorchScript code, read by its own loader
             return
+        elif name.endswith(SUFFIXES):
+            self.settings(source, name, where)
         elif not self.nested(source, where) and name.endswith((".h5", ".hdf5", *_PICKLE_SUFFIXES)):
             self.ledger.add("unread", "format-unsupported", where, "a member of a kind that is not scanned")
 
     def tar_member(self, source: Source, where: str, name: str) -> None:
         if name in ("storages", "tensors"):
             torch_tar(source, name, where, self.ledger, self.inner)
+        elif name.endswith(SUFFIXES):
+            self.settings(source, name, where)
         else:
             self.nested(source, where)
 
     def npy(self, source: Source, where: str) -> None:
-        start = npy_objects(source)
-        if start == -1:
-            self.ledger.add("unread", "header-invalid", where, "the header of the numpy array is damaged")
-        elif start is not None:
-            objects = part(source, start, source.size - start)
-            Pickles(objects, f"{where}, objects", self.ledger, self.inner).all()
+        """Arrays behind each other, as numpy.save appends them."""
+        ledger, at = self.ledger, 0
+        while True:
+            rest = part(source, at, source.size - at)
+            found = read_npy(rest)
+            if found is None:
+                ledger.add("unread", "header-invalid", where, "the header of the numpy array is damaged")
+                return
+            if found.end is None:  # objects, or something that is not plainly numbers
+                Pickles(part(rest, found.start, rest.size), f"{where}, objects", ledger, self.inner).all()
+                return
+            at += found.end
+            if at > source.size:
+                ledger.add("unread", "truncated", where, "the numpy array passes the end of the file")
+            if at >= source.size:
+                return
+            if source.read(at, min(len(MAGIC), source.size - at)) != MAGIC:
+                text = f"{source.size - at} bytes follow the numpy array"
+                ledger.add("trick", "bytes-unclaimed", where, text)
+                self.nested(part(source, at, source.size - at), f"{where}, byte {at}")
+                return
+            if not ledger.open(where):
+                return
 
 
 class _Block:

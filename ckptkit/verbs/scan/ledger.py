@@ -8,7 +8,7 @@ from ckptkit.core.errors import CkptError
 from ckptkit.format.pytorch.nodes import Global, Object
 from ckptkit.verbs.scan.brief import brief
 from ckptkit.verbs.scan.report import Kind, Named, ScanFinding
-from ckptkit.verbs.scan.verdicts import Verdict, classify, harmless_call, is_torchscript
+from ckptkit.verbs.scan.verdicts import JUDGED_BY_CALL, Verdict, classify, harmless_call, is_torchscript
 from ckptkit.verbs.scan.walker import Walk
 
 _FINDINGS = 2_000  # told one by one; what comes after is counted
@@ -115,6 +115,9 @@ class Ledger:
         for cls, at in walk.names.items():
             verdict = self.verdict(cls, script=script)
             self.know(cls, verdict)
+            if walk.passed.get(cls) and (cls.module, cls.name) in JUDGED_BY_CALL and verdict == "data":
+                text = f"passes {cls} on, for something else to call"
+                self.add("unknown", "runs-unknown", f"{where}, byte {base + at}", text, str(cls))
             found = calls.pop(cls, [])
             if found or verdict != "data":
                 self.told(cls, verdict, found, where, base + (found[0][0] if found else at))

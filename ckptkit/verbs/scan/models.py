@@ -1,16 +1,12 @@
-"""ONNX models, safetensors and numpy files: what in them leads outside, or to code.
+"""ONNX models and safetensors files: what in them leads outside, or to code.
 
 An ONNX model is walked field by field, on every path that holds graphs, so that one broken message hides nothing.
 """
 
-import re
-
 from ckptkit.core.errors import CkptError
 from ckptkit.core.files import File, Reader, beside_file
 from ckptkit.format.onnx.wire import LENGTH, VARINT, Wire
-from ckptkit.format.pytorch.source import Source
 from ckptkit.verbs.scan.ledger import Ledger
-from ckptkit.verbs.scan.parts import head
 
 # Message → field number → message, or what a text is called.
 _FIELDS: dict[str, dict[int, str]] = {
@@ -163,18 +159,3 @@ def scan_safetensors(reader: Reader, where: str, ledger: Ledger) -> None:
         read_header(reader, ledger.budgets)
     except CkptError as error:
         ledger.add("unread", error.code, where, error.message)
-
-
-_OBJECTS = re.compile(rb"['\"][<>|=]?O\d*['\"]")
-
-
-def npy_objects(source: Source) -> int | None:
-    """Where the pickle of an .npy file of objects begins; None if its elements are plain, −1 if it is damaged."""
-    first = head(source, 12)
-    wide = first[6:7] > b"\x01"
-    size = int.from_bytes(first[8:12] if wide else first[8:10], "little")
-    start = 12 if wide else 10
-    if len(first) < 12 or size > 1 << 20 or start + size > source.size:
-        return -1
-    text = source.read(start, size)
-    return start + size if _OBJECTS.search(text) else None

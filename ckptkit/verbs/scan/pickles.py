@@ -15,7 +15,7 @@ from ckptkit.format.pytorch.nodes import Dict, Object, raw_bytes
 from ckptkit.format.pytorch.refs import storage_dtype, storage_id
 from ckptkit.format.pytorch.source import Held, Source
 from ckptkit.verbs.scan.ledger import Ledger
-from ckptkit.verbs.scan.verdicts import ENCODE, LOAD_FROM_BYTES
+from ckptkit.verbs.scan.verdicts import JUDGED_BY_CALL, LOAD_FROM_BYTES
 from ckptkit.verbs.scan.walker import Walk, walk
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -110,7 +110,7 @@ class Pickles:
             return None
         for cls in found.globals_seen:
             plain = self.ledger.verdict(cls, script=self.script) == "data"
-            if not plain or (cls.module, cls.name) in (LOAD_FROM_BYTES, ENCODE):
+            if not plain or (cls.module, cls.name) in JUDGED_BY_CALL:
                 return None
         names = dict.fromkeys(found.globals_seen, at)
         return Walk(names=names, persistent=seen, value=found.value, end=found.end)
@@ -125,6 +125,9 @@ class Pickles:
             code = "truncated" if found.truncated else "pickle-invalid"
             text = f"the pickle is read up to byte {found.end}: {found.problem}"
             self.ledger.add("unread", code, self.where, text)
+        if found.disputed:
+            text = f"loaders of files and of memory read different bytes: {found.disputed}"
+            self.ledger.add("trick", "pickle-ambiguous", self.where, text)
         for oddity in found.oddities:
             text = f"no loader would read the whole pickle: {oddity}"
             self.ledger.add("unread", "pickle-invalid", self.where, text)

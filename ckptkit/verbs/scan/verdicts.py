@@ -20,6 +20,9 @@ Verdict = Literal["data", "code", "unknown"]
 
 LOAD_FROM_BYTES = ("torch.storage", "_load_from_bytes")
 ENCODE = ("_codecs", "encode")
+# Data only for what they are called with, which is seen only where the pickle itself calls them. Put into the
+# `__setstate__` of an instance, or given to `_rebuild_from_type_v2`, they are called with anything.
+JUDGED_BY_CALL = frozenset({LOAD_FROM_BYTES, ENCODE})
 
 # Beside what the reader itself understands: constructors of plain values that hold what they are given.
 _DATA = frozenset(

@@ -9,7 +9,6 @@ The values on the stack are those of `ckptkit.format.pytorch.machine`. Nothing i
 recurses, and what would take more memory than the size of the stream allows becomes `UNKNOWN`.
 """
 
-import codecs
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from struct import Struct
@@ -17,8 +16,19 @@ from struct import error as StructError
 from typing import Any
 
 from ckptkit.core.budgets import Budgets
-from ckptkit.format.pytorch.nodes import Dict, Global, Object, Set, decode
+from ckptkit.format.pytorch.nodes import Global, Object
 from ckptkit.verbs.scan.brief import brief
+from ckptkit.verbs.scan.lenient import (
+    CONSTANTS,
+    COUNTED,
+    EXTENSIONS,
+    FRESH,
+    LINES,
+    MARKED,
+    UNKNOWN,
+    Persistent,
+    index,
+)
 
 _FREE = 250_000  # objects, and memo entries out of order, that a stream of any size may make
 _INTEGER = 64  # bytes of an integer that is worth its value
@@ -29,18 +39,6 @@ _u64 = Struct("<Q").unpack_from
 _f64 = Struct(">d").unpack_from
 
 
-class Unknown:
-    """A value that the walk cannot know."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "?"
-
-
-UNKNOWN = Unknown()
-
-
 @dataclass(slots=True)
 class Walk:
     """What one stream does.
@@ -48,21 +46,25 @@ class Walk:
     Attributes:
         names: every class and function named, in order, with the offset where it first is.
         calls: what is called, in order, with its offset: results of data constructors included.
+        passed: how often each name is on the stack without being called right there: something else may call it.
         persistent: the ids asked for.
         value: what it leaves, `UNKNOWN` if it does not end.
         end: where it stopped.
         problem: why it stopped early, "" if it reached its STOP.
         oddities: what no loader would accept, first ones only.
+        disputed: where loaders read different bytes, so that some run what is not seen here; "" if nowhere.
     """
 
     names: dict[Global, int] = field(default_factory=dict)
     calls: list[tuple[int, Object]] = field(default_factory=list)
+    passed: dict[Global, int] = field(default_factory=dict)
     persistent: list[Any] = field(default_factory=list)
     value: Any = UNKNOWN
     end: int = 0
     problem: str = ""
     truncated: bool = False
     oddities: list[str] = field(default_factory=list)
+    disputed: str = ""
 
 
 # Told of the object that a BUILD completed and of the offset after it; returns where the stream goes on.
@@ -100,8 +102,13 @@ class _Walker:
         memo: list[Any] = []  # entries 0, 1, 2, …, as pickle writes them
         sparse: dict[int, Any] = {}  # any other index
         push, pop = stack.append, self.pop
+        edge = size + 1  # where the frame ends, or none is open
         for _ in range(self.budgets.opcodes):
             at = i
+            if at >= edge:
+                if at > edge:  # readers of files drop what of the opcode stands before the end of the frame
+                    found.disputed = f"an opcode passes the end of its frame at byte {edge}"
+                edge = size + 1
             op = data[i]
             i += 1
             if op == 0x4B:  # BININT1
@@ -114,7 +121,7 @@ class _Walker:
             elif op == 0x68 or op == 0x6A:  # BINGET, LONG_BINGET
                 n = data[i] if op == 0x68 else _u32(data, i)[0]
                 i += 1 if op == 0x68 else 4
-                push(self.recall(memo, sparse, n))
+                push(self.again(self.recall(memo, sparse, n)))
             elif op == 0x94:  # MEMOIZE
                 self.remember(memo, sparse, len(memo) + len(sparse))
             elif op == 0x85:  # TUPLE1
@@ -125,8 +132,8 @@ class _Walker:
                     stack[-1] = (stack[-1],)
             elif op == 0x28:  # MARK
                 self.marks.append(len(stack))
-            elif op in _COUNTED:
-                width, make = _COUNTED[op]
+            elif op in COUNTED:
+                width, make = COUNTED[op]
                 end = i + width + int.from_bytes(data[i : i + width], "little")
                 if i + width > size or end > size:
                     raise IndexError
@@ -177,13 +184,13 @@ class _Walker:
                 text, i = self.line(i)
                 found.persistent.append(text)
                 push(Persistent(text))
-            elif op in _MARKED:
+            elif op in MARKED:
                 items = self.marked()
-                push(_MARKED[op](items) if self.spend() else UNKNOWN)
-            elif op in _FRESH:
-                push(_FRESH[op]() if self.spend() else UNKNOWN)
-            elif op in _CONSTANTS:
-                push(_CONSTANTS[op])
+                push(MARKED[op](items) if self.spend() else UNKNOWN)
+            elif op in FRESH:
+                push(FRESH[op]() if self.spend() else UNKNOWN)
+            elif op in CONSTANTS:
+                push(CONSTANTS[op])
             elif op == 0x74:  # TUPLE
                 items = self.marked()
                 push(tuple(items) if self.spend() else UNKNOWN)
@@ -214,15 +221,15 @@ class _Walker:
                     raise IndexError
                 push(int.from_bytes(data[i : i + n], "little", signed=True) if n <= _INTEGER else UNKNOWN)
                 i += n
-            elif op in _LINES:
+            elif op in LINES:
                 raw, i = self.raw(i)
-                push(_LINES[op](raw))
+                push(LINES[op](raw))
             elif op == 0x70:  # PUT
                 text, i = self.line(i)
-                self.remember(memo, sparse, _index(text))
+                self.remember(memo, sparse, index(text))
             elif op == 0x67:  # GET
                 text, i = self.line(i)
-                push(self.recall(memo, sparse, _index(text)))
+                push(self.again(self.recall(memo, sparse, index(text))))
             elif op == 0x30:  # POP
                 if self.marks and self.marks[-1] == len(stack):
                     self.marks.pop()
@@ -231,17 +238,20 @@ class _Walker:
             elif op == 0x31:  # POP_MARK
                 self.marked()
             elif op == 0x32:  # DUP
-                push(stack[-1] if stack else UNKNOWN)
+                push(self.again(stack[-1]) if stack else UNKNOWN)
             elif op == 0x80:  # PROTO
                 if data[i] > 5:
                     self.odd(f"it claims protocol {data[i]}")
                 i += 1
-            elif op == 0x95:  # FRAME: loaders differ on frames that others straddle
-                if i + 8 + _u64(data, i)[0] > size:
-                    self.odd("a frame passes the end")
+            elif op == 0x95:  # FRAME
+                if edge <= size:
+                    self.odd("a frame stands within a frame")
                 i += 8
-            elif op in _EXTENSIONS:
-                n = _EXTENSIONS[op]
+                edge = i + _u64(data, i - 8)[0]
+                if edge > size:
+                    self.odd("a frame passes the end")
+            elif op in EXTENSIONS:
+                n = EXTENSIONS[op]
                 number = int.from_bytes(data[i : i + n], "little")
                 i += n
                 push(self.named(at, "copyreg", f"_extension_registry[{number}]"))
@@ -324,12 +334,22 @@ class _Walker:
         if found is None:
             found = self.globals[module, name] = Global(module, name)
             self.walk.names[found] = at
+            self.walk.passed[found] = 0
+        self.walk.passed[found] += 1
         return found
+
+    def again(self, value: Any) -> Any:
+        """What is pushed once more."""
+        if type(value) is Global:
+            self.walk.passed[value] += 1
+        return value
 
     def call(self, at: int, callee: Any, args: Any, extra: Any = None) -> None:
         """Note a call and push what stands for its result."""
         if type(callee) is Global:
             callee.called = True
+            if callee in self.walk.passed:
+                self.walk.passed[callee] -= 1
         if type(args) is not tuple:
             args = (args,)
         made = Object(callee, args)
@@ -351,68 +371,3 @@ class _Walker:
                 known += items
         elif type(target) is Global:
             self.odd("items are set in a class")
-
-
-@dataclass(frozen=True, slots=True)
-class Persistent:
-    """What a loader would put in the place of a persistent id."""
-
-    pid: Any
-
-    def __repr__(self) -> str:
-        return "<storage>"
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "surrogatepass")
-
-
-def _quoted(line: bytes) -> object:
-    raw = line.strip()
-    if len(raw) > 1 and raw[:1] == raw[-1:] and raw[:1] in b"'\"":
-        raw = raw[1:-1]
-    try:
-        return decode(codecs.escape_decode(raw)[0])
-    except ValueError:
-        return decode(raw)
-
-
-def _number(line: bytes) -> object:
-    digits = line.strip().removesuffix(b"L")
-    if line in (b"00", b"01"):
-        return line == b"01"
-    try:
-        return int(digits) if len(digits) < 100 else UNKNOWN
-    except ValueError:
-        return UNKNOWN
-
-
-def _real(line: bytes) -> object:
-    try:
-        return float(line)
-    except ValueError:
-        return UNKNOWN
-
-
-def _escaped(line: bytes) -> object:
-    return line.decode("raw-unicode-escape", "backslashreplace")
-
-
-def _index(text: str) -> int:
-    digits = text.strip()
-    return int(digits) if digits.isdecimal() and len(digits) < 20 else -1
-
-
-_COUNTED: dict[int, tuple[int, Callable[[bytes], object]]] = {
-    0x58: (4, _text), 0x8C: (1, _text), 0x8D: (8, _text),  # BINUNICODE, SHORT_BINUNICODE, BINUNICODE8
-    0x42: (4, bytes), 0x43: (1, bytes), 0x8E: (8, bytes),  # BINBYTES, SHORT_BINBYTES, BINBYTES8
-    0x96: (8, bytes),  # BYTEARRAY8
-    0x54: (4, decode), 0x55: (1, decode),  # BINSTRING, SHORT_BINSTRING
-}  # fmt: skip
-_MARKED: dict[int, Callable[[list[Any]], object]] = {0x6C: list, 0x64: Dict, 0x91: Set}
-_FRESH: dict[int, Callable[[], object]] = {0x7D: Dict, 0x5D: list, 0x8F: Set}
-_CONSTANTS: dict[int, object] = {0x29: (), 0x4E: None, 0x88: True, 0x89: False}
-_LINES: dict[int, Callable[[bytes], object]] = {
-    0x49: _number, 0x4C: _number, 0x46: _real, 0x53: _quoted, 0x56: _escaped,
-}  # fmt: skip
-_EXTENSIONS = {0x82: 1, 0x83: 2, 0x84: 4}

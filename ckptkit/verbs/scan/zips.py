@@ -6,13 +6,15 @@ looked at where each reader would find them, and each disagreement is a trick th
 """
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ckptkit.format.pytorch.source import Source
+from ckptkit.verbs.scan.inflating import DAMAGED, Inflation, Make, method_name
+from ckptkit.verbs.scan.inflating import member as undoes
 from ckptkit.verbs.scan.ledger import Ledger
-from ckptkit.verbs.scan.parts import DAMAGED, bunzip2, head, part, raw_deflate, unpack
+from ckptkit.verbs.scan.parts import head, part, unpack
 
 _END = Struct("<4s4xHHIIH")  # signature, members here and in all, directory size and offset, comment
 _CENTRAL = Struct("<4s4xHH4xIIIHHH8xI")
@@ -24,8 +26,7 @@ _STREAMED = 0x0008
 _GAP = 24  # bytes of a data descriptor, which may stand behind a member
 _SEARCHED = 1 << 20  # bytes between members that are searched for others
 _DIRECTORY = 1 << 28  # bytes of a directory that are read
-
-_METHODS = {8: raw_deflate, 12: bunzip2}
+_PIECE = 1 << 20
 
 
 class Member(NamedTuple):
@@ -211,22 +212,24 @@ class Zip:
     def content(self, member: Member, start: int, size: int, method: int) -> None:
         """Look at a member's bytes, unpacked by the method."""
         where = f"{self.where}: {member.name}"
-        if not size or member.name.endswith("/"):
+        if not size:
             return
         packed = part(self.source, start, size)
         storage = is_storage(member.name, self.names)
-        make = _METHODS.get(method)
+        make = undoes(method, member.flags, member.size)
         if method and make is None:
-            self.ledger.add("unread", "zip-method", where, f"the member is compressed by method {method}")
+            text = f"the member is compressed by {method_name(method)}, which a scan does not undo"
+            self.ledger.add("unread", "zip-method", where, text)
             return
         if self.crc:
             self.check(member, packed, make, where)
         if make is None:
             self.visit(packed, where, member.name, storage)
         elif not storage or _begins_as_pickle(packed, make):
-            self.visit(unpack(packed, make, self.ledger, where), where, member.name, storage)
+            for piece in unpack(packed, make, self.ledger, where):
+                self.visit(piece, where, member.name, storage)
 
-    def check(self, member: Member, packed: Source, make: Callable[[], Any] | None, where: str) -> None:
+    def check(self, member: Member, packed: Source, make: Make | None, where: str) -> None:
         """Compare a member with its checksum, in small pieces."""
         if not member.crc:
             return
@@ -266,7 +269,7 @@ class Zip:
             start = at + i + 30 + name_len + extra_len
             if flags & _STREAMED and not packed:
                 packed = size = end - start
-            if method in (0, *_METHODS) and self.ledger.open(self.where):
+            if self.ledger.open(self.where):
                 member = Member(at + i, f"{name} (not listed)", flags, method, 0, packed, size)
                 self.content(member, start, min(packed, max(0, self.source.size - start)), method)
             i = data.find(b"PK\3\4", i + 4)
@@ -309,7 +312,7 @@ def is_storage(name: str, names: set[str]) -> bool:
     return last in ("data", "constants") and f"{below}data.pkl" in names and "." not in key
 
 
-def _begins_as_pickle(packed: Source, make: Callable[[], Any]) -> bool:
+def _begins_as_pickle(packed: Source, make: Make) -> bool:
     """Whether a compressed member may hold a pickle, by its first byte."""
     try:
         begin = make().decompress(head(packed), 64)
@@ -339,19 +342,17 @@ def _wide(extra: bytes, *narrow: int) -> tuple[int, int, int]:
     return size, packed, offset
 
 
-def _pieces(packed: Source, make: Callable[[], Any] | None, size: int) -> Iterator[bytes]:
+def _pieces(packed: Source, make: Make | None, size: int) -> Iterator[bytes]:
     """A member's bytes in small pieces, unpacked; never more than it claims to have."""
-    inflator = make() if make is not None else None
+    pieces: Iterable[bytes] = Inflation(packed, make) if make is not None else _plain(packed)
     left = size
-    for at in range(0, packed.size, 1 << 20):
-        data = packed.read(at, min(1 << 20, packed.size - at))
-        while data and left > 0:
-            piece = data
-            if inflator is not None:
-                try:
-                    piece = inflator.decompress(data, min(left, 1 << 20))
-                except DAMAGED:
-                    return
-            yield piece[:left]
-            left -= len(piece)
-            data = getattr(inflator, "unconsumed_tail", b"")
+    for piece in pieces:
+        yield piece[:left]
+        left -= len(piece)
+        if left <= 0:
+            return
+
+
+def _plain(source: Source) -> Iterator[bytes]:
+    for at in range(0, source.size, _PIECE):
+        yield source.read(at, min(_PIECE, source.size - at))

@@ -1,10 +1,12 @@
 """The pickle machine against Python's own pickle, and against streams that no pickler writes."""
 
+import codecs
 import collections
 import pickle
 import resource
 import struct
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 import ckptkit as ck
 from ckptkit.core.budgets import Budgets
 from ckptkit.core.errors import CkptError
+from ckptkit.format.pytorch.arguments import unescaped
 from ckptkit.format.pytorch.machine import Unpickled, load
 from ckptkit.format.pytorch.nodes import Dict, Global, Object, Set, Text, raw_bytes
 from tests.format.pytorch.unpickling import plain
@@ -341,3 +344,40 @@ def test_one_global_per_name() -> None:
     first, second = load(b"ca\nb\nca\nb\n\x86.").value
     assert first is second
     assert type(first) is Global
+
+
+@given(
+    st.lists(
+        st.sampled_from([b"\\", b"x", b"n", b"0", b"7", b"8", b"a", b"f", b"'", b"\n", b"4", b"\xff"]),
+        max_size=9,
+    )
+)
+def test_escapes_of_byte_strings_are_pythons(parts: list[bytes]) -> None:
+    text = b"".join(parts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            expected: bytes | None = codecs.escape_decode(text)[0]
+        except ValueError:
+            expected = None
+    try:
+        found: bytes | None = unescaped(text)
+    except ValueError:
+        found = None
+    assert found == expected
+
+
+def test_an_opcode_may_not_pass_the_end_of_its_frame() -> None:
+    """Readers of streams and of memory would read different bytes."""
+    body = b"\x8c\x0aaaaaabbbbb."
+    for size, fine in ((len(body), True), (len(body) - 1, True), (5, False), (1, False)):
+        data = b"\x80\x04\x95" + struct.pack("<Q", size) + body
+        if fine:
+            assert load(data).value == "aaaaabbbbb"
+        else:
+            with pytest.raises(CkptError) as refusal:
+                load(data)
+            assert refusal.value.code == "pickle-invalid"
+    nested = b"\x80\x04\x95" + struct.pack("<Q", 11) + b"\x95" + struct.pack("<Q", 1) + b"N."
+    with pytest.raises(CkptError):
+        load(nested)
