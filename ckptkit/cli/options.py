@@ -76,10 +76,10 @@ approximate = click.option("--approximate", is_flag=True, help="With --reverse: 
 onnx_data = click.option(
     "--onnx-data",
     "external",
-    type=click.Choice(["auto", "inline", "external"]),
+    type=click.Choice(["auto", "inline", "external", "safetensors", "shared"]),
     default="auto",
     show_default=True,
-    help="ONNX weights inside the model or beside it.",
+    help="ONNX weights inside the model, beside it, or where they lie.",
 )
 allow_code = click.option("--allow-code", is_flag=True, help="Let package.module:factory run its code.")
 time_limit = click.option(

@@ -4,8 +4,8 @@ A format's writer turns a TensorGraph into a `Layout`: for every output file its
 consists of, each a literal, a run of an input file, or a tensor. `ckptkit.core.stream` then moves the bytes.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from ckptkit.core.errors import CkptError
@@ -13,6 +13,7 @@ from ckptkit.core.findings import Finding
 from ckptkit.core.tensor import DEFAULT_CHUNK, Extent, Tensor
 
 Ties = Literal["keep", "copy", "error"]
+External = Literal["auto", "inline", "external", "safetensors", "shared"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +23,18 @@ class WriteOptions:
     Attributes:
         ties: tied tensors are written once where the format can (`keep`), once per name (`copy`), or refused.
         max_shard_size: greatest size of one output file in bytes; None for a single file.
-        external: for ONNX, where weights go: `inline`, `external`, or `auto` (as the source has it; external
-            once the file would pass the 2 GiB limit of protobuf).
+        external: for ONNX, where weights go: `inline`, `external`, `safetensors`, `shared` (where they lie, as far
+            as that is in `folder`), or `auto` (as the source has it; external once the file would pass the 2 GiB
+            limit of protobuf).
         taken: names in the target's folder that no companion of a file target may have.
+        folder: the real path of that folder; "" where the target is a folder itself.
     """
 
     ties: Ties = "keep"
     max_shard_size: int | None = None
-    external: Literal["auto", "inline", "external"] = "auto"
+    external: External = "auto"
     taken: frozenset[str] = frozenset()
+    folder: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +92,14 @@ class Layout:
             one is the target itself and the ones before it (external data) are placed first.
         losses: what of the graph cannot be carried; each must be allowed by its code.
         notes: what is worth telling (kept ties, metadata left behind).
+        links: path relative to a file target → file there that is part of the output and is not written, but used as
+            it lies.
     """
 
     files: tuple[OutputFile, ...]
     losses: tuple[Finding, ...] = ()
     notes: tuple[Finding, ...] = ()
+    links: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:

@@ -33,6 +33,7 @@ class Staging:
         check_target(self.target, folder=folder, overwrite=overwrite)
         token = f"{os.getpid()}-{secrets.token_hex(3)}"
         self.path = self.target.parent / f".{self.target.name[:100]}.ckptkit-{token}.tmp"
+        self._staged: Path | None = None
 
     @property
     def replaces(self) -> bool:
@@ -50,6 +51,20 @@ class Staging:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+        if self._staged is not None:
+            self._staged.unlink(missing_ok=True)
+
+    def surface(self, name: str) -> Path:
+        """Take the staged target into the target's folder, under a name of its own, so that it finds what it refers to.
+
+        Raises CkptError `io-error`.
+        """
+        self._staged = self.path.with_suffix("")
+        try:
+            os.rename(self.path / name, self._staged)
+        except OSError as error:
+            raise io_error(error, str(self._staged)) from None
+        return self._staged
 
     def publish(self, files: Sequence[str]) -> None:
         """Put the staged files (paths relative to the temporary folder, the target's own last) in place."""
@@ -59,7 +74,8 @@ class Staging:
             else:
                 for name in files[:-1]:
                     _place(self.path / name, self.target.parent / name, overwrite=False)
-                _place(self.path / files[-1], self.target, overwrite=self.overwrite)
+                staged = self._staged or self.path / files[-1]
+                _place(staged, self.target, overwrite=self.overwrite)
         except OSError as error:
             raise io_error(error, str(self.target)) from None
 

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ckptkit.core.dtypes import DTYPES
 from ckptkit.core.errors import CkptError
 from ckptkit.core.graph import TensorGraph
-from ckptkit.core.plan import WriteOptions
+from ckptkit.core.plan import External, WriteOptions
 from ckptkit.core.staging import Staging, check_target
 from ckptkit.core.stream import write_file
 from ckptkit.format import read, registry
@@ -65,7 +65,7 @@ def export(
     dynamic: Mapping[str, str] | None = None,
     opset: int | None = None,
     section: str | None = None,
-    external: Literal["auto", "inline", "external"] = "auto",
+    external: External = "auto",
     prove: bool = False,
     overwrite: bool = False,
 ) -> Exported:
@@ -79,7 +79,8 @@ def export(
             order.
         dynamic: `input.axis` → name of the free dimension there.
         opset: version of the standard operators; by default the exporter's.
-        external: weights inside the model, beside it, or beside it only where one file cannot hold them.
+        external: weights inside the model (`inline`), beside it (`external`, `safetensors`), in the checkpoint as
+            far as that lies in the target's folder (`shared`), or beside it only where one file cannot hold them (`auto`).
         prove: run module and model on the same inputs; different outputs are an error.
 
     Raises CkptError `package-missing`, `module-invalid`, `module-misfit`, `export-failed`, `prove-failed`, and what
@@ -102,6 +103,9 @@ def export(
         named = tuple(m.target for m in found.pairs if m.sources == (m.target,) and m.how == "same")
         recorded = {m.target: m.sources for m in found.pairs if m.target not in set(named)}
         graph = replace(graph, metadata={**graph.metadata, **_record(found, recorded)})
+        if external == "shared":
+            same = {m.target: weights[m.sources[0]] for m in found.pairs if m.how == "same"}
+            graph = replace(graph, tensors={**graph.tensors, **same})
         reference = Reference(module=module, weights=weights) if prove else None
         nbytes, proof = _write(graph, target, external, reference, overwrite)
     used = {name for match in found.pairs for name in match.sources}
@@ -202,20 +206,23 @@ def _record(found: Correspondence, recorded: Mapping[str, tuple[str, ...]]) -> d
 def _write(
     graph: TensorGraph,
     target: Path,
-    external: Literal["auto", "inline", "external"],
+    external: External,
     reference: Reference | None,
     overwrite: bool,
 ) -> tuple[int, Proof | None]:
     """Lay the model out, check and prove it, put it in place. Returns the bytes written and the proof."""
     small = external == "auto" and sum(file.size for file in graph.origin.files) < LARGEST_INLINE
     options = WriteOptions(
-        ties="copy", external="inline" if small else external, taken=frozenset(os.listdir(target.parent))
+        ties="copy",
+        external="inline" if small else external,
+        taken=frozenset(os.listdir(target.parent)),
+        folder=os.path.realpath(target.parent),
     )
     layout = registry.named("onnx").load().layout(graph, target.name, options)
     with Staging(target, folder=False, overwrite=overwrite) as staging:
         for file in layout.files:
             write_file(file, staging.path / file.path, sync=staging.replaces)
-        entry = staging.path / target.name
+        entry = staging.surface(target.name) if layout.links else staging.path / target.name
         check_header(entry, graph)
         proof = None if reference is None else reference.prove(entry)
         staging.publish([file.path for file in layout.files])

@@ -140,3 +140,21 @@ def test_what_cannot_be_exported(place: tuple[Path, str], run: Run) -> None:
     assert sorted(p.name for p in folder.iterdir() if p.suffix in (".onnx", ".tmp", ".data")) == [
         "there.onnx"
     ]
+
+
+@pytest.mark.parametrize("data", ["shared", "safetensors"])
+def test_weights_in_a_safetensors_file(place: tuple[Path, str], run: Run, data: str) -> None:
+    from safetensors.torch import save_file
+
+    folder, name = place
+    save(folder / "words.pt", f"{name}:Words", 0)
+    save_file(torch.load(folder / "words.pt"), folder / "words.safetensors")
+    inputs = ("--input", "ids:int64[1,5]", "--input", "mask:float32[1,5]", "--prove", "--onnx-data", data)
+    done = run("export", "words.safetensors", "words.onnx", "--module", f"{name}:Words", *inputs)
+    assert done.code == 0, done.stderr
+    (file,) = [f for f in ck.read("words.onnx").origin.files if f.path.endswith(".safetensors")]
+    assert Path(file.path).name == ("words.safetensors" if data == "shared" else "words.onnx.safetensors")
+    assert {p.name for p in folder.iterdir() if p.suffix in (".onnx", ".data", ".tmp", ".safetensors")} == {
+        "words.safetensors", "words.onnx", Path(file.path).name,
+    }  # fmt: skip
+    assert ck.prove("words.onnx", module=f"{name}:Words", weights="words.pt", allow_code=True).equal

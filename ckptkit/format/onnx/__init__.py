@@ -31,5 +31,5 @@ def open_with_reference(path: str) -> None:
     """
     import onnx
 
-    if not path.endswith(".data"):
+    if not path.endswith((".data", ".safetensors")):
         onnx.checker.check_model(path)

@@ -108,8 +108,8 @@ class DataFiles:
         """What is odd about the data files: bytes that no tensor uses, ranges that overlap without being equal."""
         found = []
         for file, ranges in self._used.items():
-            unused = end = 0
-            last, previous = "", (0, 0)
+            unused, end = 0, _header(file)
+            last, previous = "the header", (0, 0)
             for start, stop, name in [*sorted(ranges), (file.size, file.size, "")]:
                 if start > end:
                     unused += 0 if _is_padding(end, start) else start - end
@@ -136,6 +136,14 @@ class DataFiles:
                     )
                 )
         return found
+
+
+def _header(file: File) -> int:
+    """Where the header of a data file ends that is a safetensors file; 0 in any other: its length, and JSON."""
+    with file.open() as reader:
+        head = reader.read(0, min(9, file.size))
+    end = 8 + int.from_bytes(head[:8], "little")
+    return end if head[8:] == b"{" and end <= file.size else 0
 
 
 def _is_padding(end: int, start: int) -> bool:

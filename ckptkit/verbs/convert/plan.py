@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ckptkit.core.codes import CODES
 from ckptkit.core.collector import paused
@@ -15,7 +15,7 @@ from ckptkit.core.expansion import MAX_EXPAND, refuse_expansion
 from ckptkit.core.findings import Finding
 from ckptkit.core.globs import matching, selected
 from ckptkit.core.graph import TensorGraph
-from ckptkit.core.plan import Layout, OutputFile, Ties, WriteOptions
+from ckptkit.core.plan import External, Layout, OutputFile, Ties, WriteOptions
 from ckptkit.core.staging import refuse_inputs
 from ckptkit.core.stream import memory_bound
 from ckptkit.core.tensor import Tensor
@@ -120,7 +120,7 @@ def plan(
     keep_dtype: Sequence[str] = (),
     ties: Ties = "keep",
     max_shard_size: int | None = None,
-    external: Literal["auto", "inline", "external"] = "auto",
+    external: External = "auto",
     metadata: Mapping[str, str] | None = None,
     no_metadata: bool = False,
     allow_loss: Sequence[str] = (),
@@ -150,7 +150,8 @@ def plan(
         keep_dtype: shell patterns (names as read) of tensors that keep theirs.
         ties: write tied tensors once where the format can (`keep`), once per name (`copy`), or refuse.
         max_shard_size: greatest size of one file in bytes; needs a folder as target.
-        external: ONNX weights inside the model, beside it, or as they are.
+        external: ONNX weights inside the model (`inline`), beside it (`external`, `safetensors`), where they lie in the
+            target's folder (`shared`), or as the source has it (`auto`).
         metadata: keys to set; `no_metadata` drops what the source has first.
         allow_loss: codes of losses that are accepted.
         max_expand: refuse to write more than this many times the stored bytes (beyond 1 GiB).
@@ -208,7 +209,13 @@ def plan(
             "option-unfit", f"{writer.title} has no weights outside its file", target, "drop --onnx-data"
         )
     taken = frozenset[str]() if into_folder else _siblings(target)
-    options = WriteOptions(ties=ties, max_shard_size=max_shard_size, external=external, taken=taken)
+    options = WriteOptions(
+        ties=ties,
+        max_shard_size=max_shard_size,
+        external=external,
+        taken=taken,
+        folder="" if into_folder else os.path.realpath(target.parent),
+    )
     stem = folder.weights_name(writer.name, graph) if into_folder else target.name
     layout = writer.load().layout(graph, stem, options)
     notes: tuple[Finding, ...] = ()

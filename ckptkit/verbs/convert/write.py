@@ -77,12 +77,14 @@ def write(
                 tally.add(code, count)
         _refuse_tally(tally, plan)
         entry = staging.path if plan.folder else staging.path / plan.files[-1].path
+        if plan.layout.links:
+            entry = staging.surface(entry.name)
         written = check_header(entry, plan.graph)
         if verify:
             _check_stated(plan)
             compare_bytes(written, plan.graph, progress)
         reference = verify and open_with_reference(
-            plan.format, [staging.path / f.path for f in plan.layout.files]
+            plan.format, [entry] if plan.layout.links else [staging.path / f.path for f in plan.layout.files]
         )
         proof = None if plan.reference is None else plan.reference.prove(entry)
         result = _receipt(plan, hashers, tally, verify, reference or None, proof)
@@ -146,9 +148,13 @@ def _stale_data(plan: Plan) -> list[Path]:
         used = read(target).origin.files
     except CkptError:
         return []
+    needed = {file.path for graph in plan.inputs for file in graph.origin.files} | set(
+        plan.layout.links.values()
+    )
+    kept = {os.path.realpath(path) for path in needed}
     folder_of = target.resolve().parent
     named = [Path(file.path) for file in used if os.path.basename(file.path).startswith(f"{target.name}.")]
-    return [path for path in named if path.resolve().parent == folder_of]
+    return [path for path in named if path.resolve().parent == folder_of and str(path.resolve()) not in kept]
 
 
 def _check_stated(plan: Plan) -> None:

@@ -15,7 +15,7 @@ from ckptkit.core.graph import Origin, TensorGraph
 from ckptkit.core.options import ReadOptions
 from ckptkit.core.plan import Layout, WriteOptions
 from ckptkit.core.tensor import Tensor
-from ckptkit.format.onnx import layout, open_with_reference, read, writer
+from ckptkit.format.onnx import layout, open_with_reference, placing, read
 from ckptkit.format.onnx.wire import encode_field
 from ckptkit.testing import write
 from tests.format.onnx.oracle import contents
@@ -257,7 +257,7 @@ def test_too_large_for_protobuf_goes_outside_by_itself(tmp_path: Path) -> None:
 def test_external_data_that_would_not_fit_inline_stays_outside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlp: Path
 ) -> None:
-    monkeypatch.setattr(writer, "COMFORTABLE", 1 << 20)
+    monkeypatch.setattr(placing, "COMFORTABLE", 1 << 20)
     assert [f.path for f in layout(graph_of(mlp), "m.onnx", WriteOptions()).files] == [
         "m.onnx.data",
         "m.onnx",
