@@ -28,6 +28,10 @@ def facts(graph: TensorGraph, summary: Summary, title: str, terminal: Terminal, 
         ("graph", _operators(graph)),
         ("inputs", _values(graph.inputs, graph.tensors)),
         ("outputs", _values(graph.outputs, {})),
+        ("used by", _users(summary)),
+        ("stored as", _casts(summary)),
+        ("folded", _names(summary.usage.folded, "named by the exporter") if summary.usage else []),
+        ("unused", _names(summary.usage.unused, "used by no node") if summary.usage else []),
         ("tensors", [f"{clean(note)} ×{n}" for note, n in common_notes(graph.tensors).items()]),
         ("metadata", _metadata(graph.metadata)),
         ("objects", _objects(graph.objects)),
@@ -152,6 +156,28 @@ def _operators(graph: TensorGraph) -> list[str]:
         return []
     ops = [f"{clean(op)} ×{times}" for op, times in list(histogram.items())[:FEW]]
     return [plural(sum(histogram.values()), "node"), *_few(ops, len(histogram), FEW)]
+
+
+def _users(summary: Summary) -> list[str]:
+    """The operators that use the tensors, those of the most bytes first."""
+    operators = summary.usage.operators if summary.usage else {}
+    texts = [
+        f"{clean(op)} {size(nbytes)} ×{tensors}" for op, (tensors, nbytes) in list(operators.items())[:FEW]
+    ]
+    return _few(texts, len(operators), FEW)
+
+
+def _casts(summary: Summary) -> list[str]:
+    casts = summary.usage.casts if summary.usage else {}
+    return [f"{stored}, cast to {wanted} ×{times}" for (stored, wanted), times in casts.items()]
+
+
+def _names(names: Sequence[str], what: str) -> list[str]:
+    """How many there are, and the first of them."""
+    if not names:
+        return []
+    shown = [shorten(clean(name), 40) for name in names[: FEW // 2]]
+    return [f"{plural(len(names), 'tensor')} {what}", *_few(shown, len(names), FEW // 2)]
 
 
 def _values(values: Iterable[Value], initializers: Mapping[str, Tensor]) -> list[str]:

@@ -13,6 +13,7 @@ from ckptkit.verbs.inspect import Summary
 
 if TYPE_CHECKING:
     from ckptkit.core.numeric import Statistics
+    from ckptkit.match.usage import Usage
 
 BATCH = 10_000
 
@@ -110,6 +111,7 @@ def inspected(
             "nodes": len(graph.nodes),
             "inputs": graph.inputs,
             "outputs": graph.outputs,
+            **_usage(summary.usage),
         },
         "metadata": graph.metadata,
         "objects": graph.objects,
@@ -118,6 +120,18 @@ def inspected(
     yield dumps(head)[:-1] + ', "tensors": ['
     yield from rows(_tensors(graph.tensors, summary.ties, section, measured))
     yield "\n]}\n"
+
+
+def _usage(usage: "Usage | None") -> dict[str, Any]:
+    if usage is None:
+        return {}
+    return {
+        "used_by": {op: {"tensors": n, "nbytes": nbytes} for op, (n, nbytes) in usage.operators.items()},
+        "casts": [{"stored": stored, "to": to, "tensors": n} for (stored, to), n in usage.casts.items()],
+        "folded": usage.folded,
+        "constants": usage.constants,
+        "unused": usage.unused,
+    }
 
 
 def _tensors(

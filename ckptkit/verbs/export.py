@@ -80,7 +80,7 @@ def export(
         dynamic: `input.axis` → name of the free dimension there.
         opset: version of the standard operators; by default the exporter's.
         external: weights inside the model (`inline`), beside it (`external`, `safetensors`), in the checkpoint as
-            far as that lies in the target's folder (`shared`), or beside it only where one file cannot hold them (`auto`).
+            far as that lies in the target's folder (`shared`); `auto` goes beside it where one file cannot hold them.
         prove: run module and model on the same inputs; different outputs are an error.
 
     Raises CkptError `package-missing`, `module-invalid`, `module-misfit`, `export-failed`, `prove-failed`, and what

@@ -11,6 +11,7 @@ from ckptkit.core.graph import TensorGraph
 from ckptkit.core.tensor import Tensor
 from ckptkit.match.quantized import Quantized, quantized
 from ckptkit.match.schemes import Naming, naming
+from ckptkit.match.usage import Usage, usage
 
 # Names of tensors that modules compute or count for themselves; torch calls them buffers.
 _BUFFERS = (
@@ -45,6 +46,7 @@ class Summary:
         slices: names whose storage is larger than they are.
         naming: what the names tell.
         quantized: the families of quantised weights.
+        usage: what the operators of an ONNX graph do with the tensors; None without a graph.
     """
 
     tensors: int
@@ -58,6 +60,7 @@ class Summary:
     slices: tuple[str, ...]
     naming: Naming
     quantized: tuple[Quantized, ...]
+    usage: Usage | None
 
 
 def summarise(graph: TensorGraph) -> Summary:
@@ -97,6 +100,7 @@ def summarise(graph: TensorGraph) -> Summary:
         slices=slices,
         naming=naming(tensors),
         quantized=families,
+        usage=usage(graph),
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ckptkit.core.graph import ArgumentName, Node, Subgraph, TensorGraph, TensorName, Value
+from ckptkit.match.usage import routines
 from ckptkit.verbs.diff.result import Other
 
 
@@ -25,7 +26,7 @@ def others(a: TensorGraph, b: TensorGraph) -> Iterator[Other]:
             yield from _changes(what, _values(theirs), _values(ours))
             yield from _order(f"{what}s", theirs, ours)
         yield from _nodes(_flat(a.nodes), _flat(b.nodes))
-        yield from _nodes(_flat(_routines(a)), _flat(_routines(b)))
+        yield from _nodes(_flat(routines(a)), _flat(routines(b)))
     elif is_graph(a) or is_graph(b):
         yield Other("graph", "", _count(a), _count(b), counts=False)
     yield from _changes("metadata", a.metadata, b.metadata, counts=False)
@@ -39,7 +40,7 @@ def facts(graph: TensorGraph) -> Iterator[tuple[str, str, Any]]:
         ("input", _values(graph.inputs)),
         ("output", _values(graph.outputs)),
         ("node", _flat(graph.nodes)),
-        ("node", _flat(_routines(graph))),
+        ("node", _flat(routines(graph))),
         ("metadata", graph.metadata),
         ("object", _objects(graph)),
     )
@@ -63,15 +64,6 @@ def _order(name: str, a: Sequence[Value], b: Sequence[Value]) -> Iterator[Other]
     theirs, ours = ([v.name for v in values if v.name in common] for values in (a, b))
     if theirs != ours:
         yield Other("order", name, theirs, ours)
-
-
-def _routines(graph: TensorGraph) -> tuple[Node, ...]:
-    """Model-local functions and training graphs, as nodes that hold their bodies."""
-    if graph.origin.format != "onnx":
-        return ()
-    from ckptkit.format.onnx.native import Native
-
-    return graph.native.routines if isinstance(graph.native, Native) else ()
 
 
 def _opsets(graph: TensorGraph) -> dict[str, Any]:
