@@ -194,6 +194,8 @@ class Maker:
         for key, value in op.args.items():
             if isinstance(value, Expression):
                 found[key] = value.integer(env)
+            elif isinstance(value, tuple) and value and isinstance(value[0], Op):
+                found[key] = lambda part, ops=value: self.apply(ops, part, bound)
             elif isinstance(value, tuple):
                 found[key] = tuple([item.integer(env) for item in value])
             else:

@@ -5,7 +5,9 @@
     dim(x, 0) == 4 and not present("a (b)")   config.model_type == "llama"
 
 `dim(NAME, D)` is a size of a tensor of the source, `dim(D)` one of the tensor that an operation works on, `count(T)`
-how many different numbers the hole of T has among the names that begin with T. Nothing else can be called.
+how many different numbers the hole of T has among the names that begin with T, `place(T)` the number of the one
+whose holes have their present values when all that begin with T are numbered in order: `place(blocks.{i}.{j})`
+makes one list of lists of blocks. Nothing else can be called.
 """
 
 import re
@@ -27,7 +29,7 @@ _TOKEN = re.compile(
     r"|(?P<text>'[^']*'|\"[^\"]*\")"
     r"|(?P<op>//|==|!=|<=|>=|[-+*%<>()\[\],]))"
 )
-_CALLS = ("dim", "count", "present", "absent")
+_CALLS = ("dim", "count", "place", "present", "absent")
 _WORDS: dict[str, Value] = {"true": True, "false": False, "null": None}
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "==": lambda a, b: a == b,
@@ -222,7 +224,17 @@ class _Parser:
             self._fail(f"{function} takes a name")
         self.at = end + 1
         self._next()
+        if function == "place":
+            holes = _plain_holes(template)
+            if not holes:
+                self._fail("place takes a name with the holes of the rule")
+            self.names.update(holes)
+            return ("place", template, holes)
         return ("call", function, template, dim)
+
+
+def _plain_holes(template: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"\{([A-Za-z_][A-Za-z0-9_]*)\}", template))
 
 
 def _evaluate(tree: tuple[Any, ...], env: Environment) -> Value:
@@ -233,6 +245,12 @@ def _evaluate(tree: tuple[Any, ...], env: Environment) -> Value:
         return env.value(tree[1])
     if kind == "call":
         return env.call(tree[1], tree[2], tree[3])
+    if kind == "place":
+        places: dict[Any, int] = env.call("place", tree[1], None)
+        key = tuple([env.value(hole) for hole in tree[2]])
+        if key not in places:
+            raise CkptError("rule-value", f"no name begins with {tree[1]} for {list(key)}")
+        return places[key]
     if kind == "index":
         return _entry(tree[1], env.value(tree[1]), _evaluate(tree[2], env))
     if kind == "not":
@@ -299,6 +317,8 @@ def _uses(tree: tuple[Any, ...], name: str) -> bool:
         return False
     if tree[0] == "name":
         return bool(tree[1] == name)
+    if tree[0] == "place":
+        return name in tree[2]
     return any(isinstance(part, tuple) and _uses(part, name) for part in tree[1:])
 
 
@@ -317,8 +337,8 @@ class Bound:
         return self.outer.value(name)
 
     def call(self, function: str, template: str, dim: int | None) -> Value:
-        if "{" in template:
+        if "{" in template and function != "place":
             from ckptkit.rules.template import partly
 
-            template = partly(template, self.bound)
+            template = partly(template, self.bound, self.outer)
         return self.outer.call(function, template, dim)

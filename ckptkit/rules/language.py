@@ -23,7 +23,7 @@ _KEYS: dict[str, tuple[str, ...]] = {  # by the key that tells the kind
     "drop": ("same_as",),
     "shared": (),
     "tie": ("to",),
-    "fill": ("value", "shape", "dtype", "over"),
+    "fill": ("value", "shape", "dtype", "over", "like"),
     "scope": ("rules",),
     "rules": (),
 }
@@ -266,20 +266,23 @@ class _Reader:
         return self.checked(item, Rule("tie", self.at(item), targets=(side,), other=other))
 
     def _fill(self, item: Node, fields: dict[str, Node], scope: _Scope) -> Rule:
-        if "shape" not in fields:
-            self.fail(item, "a fill has a shape")
+        if "like" in fields and "over" in fields:
+            self.fail(fields["over"], "a fill is like other tensors, or runs over numbers")
+        if "shape" not in fields and "like" not in fields:
+            self.fail(item, "a fill has a shape, or is like another tensor")
         value = self.text(fields["value"]) if "value" in fields else "0"
         if value not in _FILLS:
             self.number(fields.get("value", item), value)
         over = self.mapping(fields["over"]) if "over" in fields else {}
         made = Made(
             value,
-            tuple(self.expression(e) for e in self.items(fields["shape"])),
-            self.located(item, dtype, self.text(fields["dtype"]) if "dtype" in fields else "float32"),
+            tuple(self.expression(e) for e in self.items(fields["shape"])) if "shape" in fields else None,
+            self.located(item, dtype, self.text(fields["dtype"])) if "dtype" in fields else None,
             {hole: self.expression(count) for hole, count in over.items()},
         )
         side = Side(self.template(fields["fill"], scope.target))
-        return self.checked(item, Rule("fill", self.at(item), targets=(side,), made=made))
+        other = self.template(fields["like"], scope.target) if "like" in fields else None
+        return self.checked(item, Rule("fill", self.at(item), targets=(side,), other=other, made=made))
 
     def sides(self, node: Node, prefix: str) -> tuple[Side, ...]:
         found = []
@@ -328,6 +331,8 @@ class _Reader:
     def argument(self, kind: str, node: Node) -> Any:
         if kind == "int":
             return self.expression(node)
+        if kind == "ops":
+            return self.ops(node) or self.fail(node, "an empty list")
         if kind == "sizes" and node.value == "equal":
             return "equal"
         if kind in ("ints", "sizes"):
@@ -374,7 +379,7 @@ class _Reader:
         bound = {name for side in rule.sources for name in side.template.names} - joined | parts
         if rule.made is not None:
             bound |= set(rule.made.over)
-        if rule.kind == "tie" and rule.other is not None:
+        if rule.kind in ("tie", "fill") and rule.other is not None:
             bound |= rule.other.names
         if rule.kind in ("drop", "shared"):
             uses = rule.other.names if rule.other else frozenset[str]()

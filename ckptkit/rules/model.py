@@ -49,11 +49,11 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What `fill` makes."""
+    """What `fill` makes; shape and dtype are those of the tensor that it is like where they are None."""
 
     value: str
-    shape: tuple[Expression, ...]
-    dtype: DType
+    shape: tuple[Expression, ...] | None
+    dtype: DType | None
     over: Mapping[str, Expression]
 
 
@@ -67,7 +67,7 @@ class Rule:
         joins: from several sources to one tensor, innermost first; splits: to several targets, outermost first.
         ops: what happens in between.
         when: all must hold. optional: it may match nothing.
-        other: the target that a tie repeats; the source that a dropped tensor must equal.
+        other: the target that a tie repeats, or that a fill is like; the source that a dropped tensor must equal.
         made: of a fill.
     """
 
@@ -123,13 +123,13 @@ class Rule:
         else:
             found = {self.kind: self.targets[0].template.text}
             if self.other is not None:
-                found["to"] = self.other.text
+                found["like" if self.kind == "fill" else "to"] = self.other.text
             if self.made is not None:
-                found |= {
-                    "value": self.made.value,
-                    "shape": written(self.made.shape),
-                    "dtype": self.made.dtype.name,
-                }
+                found["value"] = self.made.value
+                if self.made.shape is not None:
+                    found["shape"] = written(self.made.shape)
+                if self.made.dtype is not None:
+                    found["dtype"] = self.made.dtype.name
                 if self.made.over:
                     found["over"] = {name: str(count) for name, count in self.made.over.items()}
         if self.when:
@@ -152,11 +152,14 @@ def written(value: Any) -> Any:
     """An argument as it is written in a file."""
     if isinstance(value, tuple):
         return [written(item) for item in value]
+    if isinstance(value, Op):
+        return value.data()
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value)
 
 
 def _plain(value: Any) -> str:
-    found = written(value)
-    return f"[{', '.join(found)}]" if isinstance(found, list) else str(found)
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_plain, value))}]"
+    return str(value) if isinstance(value, Op) else str(written(value))

@@ -17,12 +17,13 @@ from ckptkit.ops.cast import cast
 from ckptkit.rules.expressions import Expression
 
 Exactness = Literal["exact", "approximate", "lossy"]
-Arguments = Mapping[str, Any]  # evaluated: int, tuple of int, float, str, bool
-Written = Mapping[str, Any]  # as written: Expression, tuple of them, float, str, bool
+Arguments = Mapping[str, Any]  # evaluated: int, tuple of int, float, str, bool, function of a tensor
+Written = Mapping[str, Any]  # as written: Expression, tuple of them, float, str, bool, tuple of operations
 
 GATHERED = 100_000  # indices of one gather
 
-# Kinds of parameters: int, ints, number, word, flag, dtype; sizes is ints or the word "equal".
+# Kinds of parameters: int, ints, number, word, flag, dtype; sizes is ints or the word "equal"; ops are operations,
+# which arrive as one function of a tensor.
 Inverse = Callable[[Written], tuple[str, dict[str, Any]]]
 
 
@@ -238,6 +239,20 @@ def _unpad(args: Written) -> tuple[str, dict[str, Any]]:
     return "slice", found
 
 
+def _part(tensor: Tensor, args: Arguments) -> Tensor:
+    at = layout.axis(tensor, args["dim"])
+    size = tensor.shape[at]
+    start, stop = args.get("start", 0), args.get("stop", size)
+    before, part, after = (
+        layout.narrow(tensor, at, first, last) for first, last in ((0, start), (start, stop), (stop, size))
+    )
+    changed = args["ops"](part)
+    if changed.shape != part.shape or changed.dtype is not part.dtype:
+        found = f"{changed.dtype} {list(changed.shape)}"
+        raise CkptError("op-shape", f"a part of {part.dtype} {list(part.shape)} has become {found}")
+    return join.concat([before, changed, after], at)
+
+
 def _resize(tensor: Tensor, args: Arguments) -> Tensor:
     return resize.resize(
         tensor, args["dims"], args["to"], args.get("mode", "cubic"), args.get("antialias", False)
@@ -292,6 +307,7 @@ OPERATIONS: dict[str, Operation] = {
     "slice": Operation(_slice, _DIM | {"start": "int?", "stop": "int?", "step": "int?"}, "", _lossy("a slice forgets the rest"), "lossy", "part of a dimension"),
     "gather": Operation(_gather, _DIM | {"index": "ints"}, "", _lossy("a gather may forget rows"), "lossy", "these indices of a dimension"),
     "pad": Operation(_pad, _DIM | {"before": "int?", "after": "int?", "value": "number?"}, "", _unpad, "exact", "more of a dimension, filled with a number"),
+    "part": Operation(_part, _DIM | {"start": "int?", "stop": "int?", "ops": "ops"}, "", _undone_by("part"), "exact", "operations on part of a dimension; the rest stays"),
     "resize": Operation(_resize, {"dims": "ints", "to": "ints", "mode": "word?", "antialias": "flag?"}, "", _lossy("resampling cannot be undone"), "lossy", "resample dimensions: nearest, linear, cubic"),
     "resize_grid": Operation(_resize_grid, _DIM | {"from": "ints", "to": "ints", "skip": "int?", "mode": "word?", "antialias": "flag?"}, "", _lossy("resampling cannot be undone"), "lossy", "resample positions that lie in one dimension"),
     "cast": Operation(_cast, {"to": "dtype", "from": "dtype?"}, "to", _uncast, "approximate", "another floating-point dtype"),

@@ -23,7 +23,7 @@ _STAND_IN = 917_531_000  # numbers that stand for the holes of a question while 
 
 # Operations after which every dimension has the size that it had.
 _SAME_SHAPE = frozenset(
-    ("heads", "blocks", "flip", "cast", "add", "subtract", "multiply", "divide", "neg", "exp", "log", "sqrt",
+    ("heads", "blocks", "flip", "part", "cast", "add", "subtract", "multiply", "divide", "neg", "exp", "log", "sqrt",
      "square", "reciprocal", "abs")
 )  # fmt: skip
 _WIDER = {
@@ -79,7 +79,7 @@ class _Reverser:
         if rule.kind == "tie":
             return [replace(kept, kind="drop", sources=rule.targets, targets=())]
         if rule.kind == "fill":
-            return [replace(kept, kind="drop", sources=rule.targets, targets=(), made=None)]
+            return [replace(kept, kind="drop", sources=rule.targets, targets=(), made=None, other=None)]
         if rule.kind == "shared":
             return []
         first = self.copies.get(id(rule))
@@ -137,6 +137,8 @@ class _Reverser:
             exact = row.exact == "exact" or (op.name == "cast" and _widens(op.args))
             if not exact and not self.approximate:
                 raise _Approximate(str(op))
+            if "ops" in args:
+                args["ops"] = self.ops(args["ops"])
             found.append(Op(name, args))
         return tuple(found)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ckptkit.core.dtypes import DTYPES
 from ckptkit.core.errors import CkptError
 from ckptkit.core.findings import Finding
 from ckptkit.core.graph import TensorGraph
@@ -14,13 +15,13 @@ from ckptkit.core.tensor import Tensor
 from ckptkit.ops import values as arithmetic
 from ckptkit.rules import coupled, outcome
 from ckptkit.rules.compose import MOST, Group, Key, Maker
-from ckptkit.rules.expressions import Bound, Expression, Value
+from ckptkit.rules.expressions import Bound, Environment, Expression, Value
 from ckptkit.rules.language import Parsed
 from ckptkit.rules.matching import Hit, Index, nearest
 from ckptkit.rules.model import Made, Rule
 from ckptkit.rules.outcome import Product, Rewrite, RulesError
 from ckptkit.rules.template import Matcher
-from ckptkit.rules.values import Values
+from ckptkit.rules.values import Sizes, Values
 
 
 def rewrite(parsed: Parsed, graph: TensorGraph, given: Mapping[str, str | int]) -> Rewrite:
@@ -268,7 +269,7 @@ class _Proof:
                 self.error("rule-unmatched", rule.where, f"no name matches {rule}", hint)
 
     def collisions(self) -> None:
-        """Each name must be made once; the tie rules come last, as they speak of what was made."""
+        """Each name must be made once; rules that speak of what was made, ties and fills like it, come last."""
         made: dict[str, Product] = {}
         for product in self.products:
             before = made.setdefault(product.name, product)
@@ -280,13 +281,14 @@ class _Proof:
                     f"{sources} both become {product.name!r}",
                 )
         for number, rule in enumerate(self.rules):
-            if rule.kind == "tie" and number not in self.off:
+            if rule.targets and rule.other is not None and number not in self.off:
                 try:
-                    self.tie(rule, made)
+                    self.beside(rule, made)
                 except CkptError as error:
                     self.findings.append(_problem(error, rule.where))
 
-    def tie(self, rule: Rule, made: dict[str, Product]) -> None:
+    def beside(self, rule: Rule, made: dict[str, Product]) -> None:
+        """For each target that a tie or fill speaks of: it again under another name, or a new one like it."""
         assert rule.other is not None
         matcher = Matcher(rule.other, self.env, self.known)
         found = [
@@ -295,16 +297,21 @@ class _Proof:
             if (bound := matcher.match(product.name)) is not None
         ]
         if not found and not rule.optional:
-            self.error("rule-unmatched", rule.where, f"no target {rule.other.text!r} to tie {rule} to")
+            self.error("rule-unmatched", rule.where, f"no target {rule.other.text!r} for {rule}")
         for product, bound in found:
             name = rule.targets[0].template.fill(bound, self.env)
             if name in made:
-                self.error("name-collision", rule.where, f"{name!r} is made already and cannot be tied")
+                self.error("name-collision", rule.where, f"{name!r} is made already")
                 continue
-            made[name] = product._replace(
-                name=name, place=product.place + 0.5, rule=rule.where, operations=("tie",)
-            )
-            self.products.append(made[name])
+            place = product.place + 0.5
+            if rule.made is None:
+                new = product._replace(name=name, place=place, rule=rule.where, operations=("tie",))
+            else:
+                like = self.graph[product.sources[0]] if product.tensor is None else product.tensor
+                tensor = _filled(rule.made, Sizes(self.env, bound, like), like)
+                new = Product(place, name, (), rule.where, (f"fill({rule.made.value})",), tensor)
+            made[name] = new
+            self.products.append(new)
 
     # tensors
 
@@ -320,7 +327,7 @@ class _Proof:
                     what = next(iter(group.names.values()))
                     self.findings.append(_problem(error, rule.where, what))
         for number, rule in enumerate(self.rules):
-            if rule.made is not None and number not in self.off:
+            if rule.made is not None and rule.other is None and number not in self.off:
                 try:
                     self.products += self.fill(rule, rule.made)
                 except CkptError as error:
@@ -331,17 +338,14 @@ class _Proof:
 
     def fill(self, rule: Rule, made: Made) -> Iterator[Product]:
         counts = {hole: count.integer(self.env) for hole, count in made.over.items()}
-        shape = tuple(size.integer(self.env) for size in made.shape)
         total = 1
         for count in counts.values():
             total *= count
-        if min((*shape, *counts.values()), default=0) < 0 or total > MOST:
-            raise CkptError("rule-value", f"a fill of {total} tensors of shape {list(shape)}")
-        kind: Any = made.value if made.value in ("arange", "causal", "eye") else "constant"
-        number = float(made.value) if kind == "constant" else 0
+        if min(counts.values(), default=0) < 0 or total > MOST:
+            raise CkptError("rule-value", f"a fill of {total} tensors")
+        tensor = _filled(made, self.env)
         template = rule.targets[0].template
         for bound in _indices(counts):
-            tensor = arithmetic.fill(made.dtype, shape, kind, number)
             name = template.fill(bound, self.env)
             yield Product(len(self.order), name, (), rule.where, (f"fill({made.value})",), tensor)
 
@@ -350,6 +354,16 @@ class _Proof:
         tensor = self.graph[name]
         copies = self.equal.get(name)
         return arithmetic.same([tensor, *(self.graph[copy] for copy in copies)]) if copies else tensor
+
+
+def _filled(made: Made, env: Environment, like: Tensor | None = None) -> Tensor:
+    """What a fill makes; `like` has the shape and dtype that the rule does not state."""
+    shape = like.shape if made.shape is None and like else [size.integer(env) for size in made.shape or ()]
+    if min(shape, default=0) < 0:
+        raise CkptError("rule-value", f"a fill of shape {list(shape)}")
+    dtype = made.dtype or (like.dtype if like else DTYPES["float32"])
+    kind: Any = made.value if made.value in ("arange", "causal", "eye") else "constant"
+    return arithmetic.fill(dtype, shape, kind, float(made.value) if kind == "constant" else 0)
 
 
 _TOLD = 20  # problems of one kind that get a hint of their own

@@ -5,6 +5,7 @@
     {name:*}            one segment without a dot
     {rest:**}           anything that is not empty, once per template ({rest} alone is the same)
     {i+1} {n-1-i} {t[i]}  arithmetic; on the side that is matched it is solved for the hole
+    {place(a.{i}.{j})}  on the side that is made: the number of this one, counted over i and j
     {x|w1=gate,w2=down,b}  a text for each value of a hole (b stays b); {i%2|0=even,1=odd} of an expression
     {{ }}               braces of the name itself
 
@@ -142,7 +143,7 @@ def template(text: str) -> Template:
             literal += text[at]
             at += 2
         elif text[at] == "{":
-            end = text.find("}", at)
+            end = _closing(text, at)
             if end < 0:
                 raise CkptError("rule-invalid", f"a brace is not closed in {text!r}")
             if literal:
@@ -162,6 +163,16 @@ def template(text: str) -> Template:
     found = Template(text, tuple(parts))
     _check(found)
     return found
+
+
+def _closing(text: str, at: int) -> int:
+    """Where the brace at `at` is closed (a question in a hole has holes of its own), or -1."""
+    depth = 0
+    for place in range(at, len(text)):
+        depth += (text[place] == "{") - (text[place] == "}")
+        if not depth:
+            return place
+    return -1
 
 
 def _hole(text: str) -> Hole:
@@ -227,13 +238,13 @@ def _check(found: Template) -> None:
         before = part
 
 
-def partly(text: str, bound: Mapping[str, Value]) -> str:
+def partly(text: str, bound: Mapping[str, Value], env: Environment) -> str:
     """A template's text with the holes filled in that have a value."""
     found = template(text)
     pieces = []
     for part in found.parts:
-        if isinstance(part, Hole) and part.name in bound and part.kind != "map":
-            pieces.append(escaped(str(bound[part.name])))
+        if isinstance(part, Hole) and part.kind != "map" and part.expression.names <= bound.keys():
+            pieces.append(escaped(str(part.expression.value(Bound(env, bound)))))
         else:
             pieces.append(escaped(part) if isinstance(part, str) else f"{{{part.text}}}")
     return "".join(pieces)
@@ -263,6 +274,9 @@ class Matcher:
                 pattern += re.escape(part)
                 loose += re.escape(part.translate(_NO_DIGITS))
                 continue
+            if any("{" in call.template for call in part.expression.calls):
+                hint = "a question without holes can stand under let"
+                raise CkptError("rule-invalid", f"{{{part.text}}} cannot be solved for its holes", None, hint)
             if part.kind in ("int", "expression") and not part.expression.names - let:
                 text = Template("", (part,)).fill({}, env)
                 pattern += re.escape(text)

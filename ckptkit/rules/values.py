@@ -42,6 +42,7 @@ class Values:
         self.known: dict[str, Value] = {name: _number(text) for name, text in given.items()}
         self.depth = 0
         self._config: dict[str, Any] | None = None
+        self._places: dict[str, dict[tuple[int, ...], int]] = {}
 
     def value(self, name: str) -> Value:
         if name in self.known:
@@ -78,6 +79,10 @@ class Values:
             return size(self._named(text), text, dim)
         if function == "count":
             return self._count(text)
+        if function == "place":
+            if text not in self._places:
+                self._places[text] = self._numbered(text)
+            return self._places[text]
         there = self._present(text)
         return there if function == "present" else not there
 
@@ -98,16 +103,26 @@ class Values:
         return any(map(matcher.pattern.fullmatch, self.graph))
 
     def _count(self, text: str) -> int:
-        found = template(text)
-        numbers = [hole for hole in found.holes if hole.name]
-        if len(numbers) != 1 or len(found.holes) != 1:
+        holes = template(text).holes
+        if len(holes) != 1 or not holes[0].name:
             raise CkptError("rule-value", f"count needs one hole to count: {text!r}")
-        matcher = Matcher(found, self, ())
+        return len(self._beginning(text))
+
+    def _numbered(self, text: str) -> dict[tuple[int, ...], int]:
+        """Values of the holes → place, for what begins with the template."""
+        if any(hole.kind != "int" for hole in template(text).holes):
+            raise CkptError("rule-value", f"place counts over numbers: {text!r}")
+        found = sorted(tuple(map(int, values)) for values in self._beginning(text))
+        return {values: place for place, values in enumerate(found)}
+
+    def _beginning(self, text: str) -> set[tuple[str, ...]]:
+        """What the holes of a template stand for in the names that begin with it."""
+        matcher = Matcher(template(text), self, ())
         beginning = re.compile(matcher.pattern.pattern + r"(?:[./].*)?", re.DOTALL)
-        counted = {match[1] for match in map(beginning.fullmatch, self.graph) if match}
-        if not counted:
+        found = {match.groups() for match in map(beginning.fullmatch, self.graph) if match}
+        if not found:
             raise CkptError("rule-value", f"no name begins with {text}")
-        return len(counted)
+        return found
 
     def _setting(self, path: str) -> Value:
         if self._config is None:
