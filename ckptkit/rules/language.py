@@ -9,15 +9,15 @@ from ckptkit.rules.expressions import Expression
 from ckptkit.rules.expressions import parse as parse_expression
 from ckptkit.rules.model import Made, Op, Rule, Side
 from ckptkit.rules.nodes import Node
-from ckptkit.rules.operations import COMBINED, JOINS, OPERATIONS, SPLITS, dtype
+from ckptkit.rules.operations import JOINS, OPERATIONS, SPLITS, WORDS, dtype
 from ckptkit.rules.template import Hole, Template, template
 
 VERSION = "1"
 RULES = 200_000
 
-_TOP = ("ckptkit-rules", "about", "let", "tables", "unwrap", "keep_others", "optional", "done", "rules")
-_COMMON = ("when", "optional", "note")
-_KEYS: dict[str, tuple[str, ...]] = {  # by the key that tells the kind
+TOP = ("ckptkit-rules", "about", "let", "tables", "unwrap", "keep_others", "optional", "done", "rules")
+COMMON = ("when", "optional", "note")
+KEYS: dict[str, tuple[str, ...]] = {  # by the key that tells the kind
     "from": ("to", "ops", "each", *JOINS, *SPLITS),
     "keep": ("ops",),
     "drop": ("same_as",),
@@ -129,7 +129,7 @@ class _Reader:
     # the file
 
     def file(self, root: Node) -> Parsed:
-        top = self.mapping(root, _TOP, "rule files")
+        top = self.mapping(root, TOP, "rule files")
         version = top.get("ckptkit-rules")
         if version is None or version.value != VERSION:
             self.fail(
@@ -191,10 +191,10 @@ class _Reader:
         }  # fmt: skip
         for item in node.value:
             fields = self.mapping(item)
-            kind = next((key for key in _KEYS if key in fields), None)
+            kind = next((key for key in KEYS if key in fields), None)
             if kind is None:
                 self.fail(item, "a rule begins with from, keep, drop, shared, tie, fill, scope or rules")
-            known = (kind, *_KEYS[kind], *_COMMON)
+            known = (kind, *KEYS[kind], *COMMON)
             for key, value in fields.items():
                 if key not in known:
                     self.unknown(value if value.line else item, key, known, f"rules with {kind!r}")
@@ -302,7 +302,7 @@ class _Reader:
     # operations
 
     def ops(self, node: Node) -> tuple[Op, ...]:
-        return tuple(self.op(item) for item in self.items(node))
+        return tuple(self.op(item) for item in self.items(node)) or self.fail(node, "an empty list")
 
     def op(self, node: Node) -> Op:
         if isinstance(node.value, dict):
@@ -324,15 +324,15 @@ class _Reader:
         for key, kind in takes.items():
             if key not in args and not kind.endswith("?"):
                 self.fail(node, f"{name} needs {key}")
-        if name == "combine" and args["with"] not in COMBINED:
-            self.unknown(node, args["with"], COMBINED, "combinations")
+            if kind.startswith("word") and args.get(key, WORDS[key][0]) not in WORDS[key]:
+                self.unknown(fields[key], args[key], WORDS[key], f"{key} of {name!r}")
         return Op(name, args)
 
     def argument(self, kind: str, node: Node) -> Any:
         if kind == "int":
             return self.expression(node)
         if kind == "ops":
-            return self.ops(node) or self.fail(node, "an empty list")
+            return self.ops(node)
         if kind == "sizes" and node.value == "equal":
             return "equal"
         if kind in ("ints", "sizes"):

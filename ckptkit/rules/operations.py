@@ -397,7 +397,10 @@ SPLITS: dict[str, Mapping[str, str]] = {
     "unstack": _DIM | _OVER,
 }
 # fmt: on
-COMBINED = ("mean", *values.BINARY)
+WORDS: dict[str, tuple[str, ...]] = {
+    "with": ("mean", *values.BINARY),
+    "mode": resize.MODES,
+}  # parameter → its words
 
 
 def split_sizes(total: int, parts: int, sizes: Sequence[int] | str) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ their inverses. Questions about the source (`dim`, `count`, `present`) are asked
 What is dropped cannot come back; it is absent from the result of the reversed rules.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -188,17 +189,16 @@ class _Reverser:
         return parse_expression(text) if value.calls else value
 
     def question(self, call: Call) -> str:
-        for rule in self.parsed.rules:
-            if rule.kind != "move":
-                continue
-            for side in rule.sources:
-                new = (
-                    self.counted(call, side, rule)
-                    if call.function == "count"
-                    else self.renamed(call, side, rule)
-                )
-                if new is not None:
-                    return f'"{new}"' if set(new) & set("(), '") else new
+        moves = [(side, rule) for rule in self.parsed.rules if rule.kind == "move" for side in rule.sources]
+        if call.function == "count":
+            asked = [move for move in moves if _overlap(call.template, move[0].template.text)]
+            told = [self.counted(call, *move) for move in asked]
+            always = {new for new, (_, rule) in zip(told, asked, strict=True) if not rule.when}
+            found = told[0] if told and None not in told and len(always) < 2 else None
+        else:
+            found = next((new for move in moves if (new := self.renamed(call, *move)) is not None), None)
+        if found is not None:
+            return f'"{found}"' if set(found) & set("(), '") else found
         if self.of_target(call):
             return call.template
         raise Irreversible(f"{call.function}({call.template}) cannot be asked of the result")
@@ -249,6 +249,8 @@ class _Reverser:
         if text != call.template and not text.startswith((call.template + ".", call.template + "/")):
             return None
         hole = template(call.template).holes[0].name
+        if any(hole in guard.names or f"{{{hole}}}" in guard.text for guard in rule.when):
+            return None  # it takes only some of them
         beginning = ""
         for part in rule.targets[0].template.parts:
             if isinstance(part, str):
@@ -273,6 +275,34 @@ class _Reverser:
             takers.sort(key=lambda rule: not rule.renames)
             found.update((id(rule), takers[0].targets[0].template) for rule in takers[1:])
         return found
+
+
+def _overlap(beginning: str, name: str) -> bool:
+    """Whether names of a template can begin so, as far as their segments tell."""
+    for wanted, found in zip(_segments(beginning), _segments(name), strict=False):
+        if re.search(r"\{rest|[.*/]", found):
+            return True  # a hole of several segments
+        if "{" not in wanted and not re.fullmatch(_loosely(found), wanted):
+            return False
+        if "{" not in found and not re.fullmatch(_loosely(wanted), found):
+            return False
+    return True
+
+
+def _segments(text: str) -> list[str]:
+    return re.split(r"[./](?![^{}]*\})", text)
+
+
+def _loosely(segment: str) -> str:
+    """A pattern for the texts that a segment can stand for; of holes only listed texts are told apart."""
+    pattern = ""
+    for part in re.split(r"(\{[^{}]*\})", segment):
+        kind = part[1:-1].partition(":")[2] if part.startswith("{") else ""
+        if kind:
+            pattern += "(?:" + "|".join(map(re.escape, kind.split("|"))) + ")"
+        else:
+            pattern += ".*" if part.startswith("{") else re.escape(part)
+    return pattern
 
 
 class _Approximate(Exception):

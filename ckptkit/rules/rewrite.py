@@ -358,7 +358,8 @@ class _Proof:
 
 def _filled(made: Made, env: Environment, like: Tensor | None = None) -> Tensor:
     """What a fill makes; `like` has the shape and dtype that the rule does not state."""
-    shape = like.shape if made.shape is None and like else [size.integer(env) for size in made.shape or ()]
+    stated = tuple([size.integer(env) for size in made.shape or ()])
+    shape = like.shape if made.shape is None and like else stated
     if min(shape, default=0) < 0:
         raise CkptError("rule-value", f"a fill of shape {list(shape)}")
     dtype = made.dtype or (like.dtype if like else DTYPES["float32"])

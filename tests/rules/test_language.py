@@ -2,12 +2,14 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ckptkit.core.errors import CkptError
-from ckptkit.rules import language, model, nodes, operations, ruleset, template
+from ckptkit.rules import model, nodes, ruleset, template
 from ckptkit.rules.ruleset import Rules
 from tests.rules.support import code_of, names
 
@@ -96,20 +98,57 @@ def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
     assert code_of(Rules.load, path) == "over-budget"
 
 
-def test_the_schema_knows_what_the_language_knows() -> None:
-    """The JSON Schema that editors use names every key and operation, and no other."""
+@pytest.fixture(scope="module")
+def refused() -> Callable[[str], bool]:
+    """Whether the JSON Schema for editors refuses a rule file, its YAML read with types or as texts."""
+    jsonschema = pytest.importorskip("jsonschema", reason="needs the test extra")
     schema = json.loads((Path(ruleset.__file__).parent / "schema.json").read_text("utf-8"))
-    assert set(schema["properties"]) == set(language._TOP)
-    kinds = {rule["required"][0]: rule for rule in schema["$defs"]["rule"]["oneOf"]}
-    assert set(kinds) == set(language._KEYS)
-    for kind, known in language._KEYS.items():
-        allowed = {kind, *known, *language._COMMON}
-        assert set(kinds[kind]["properties"]) == allowed, kind
-    ops = {next(iter(op["properties"])) for op in schema["$defs"]["op"]["oneOf"] if "properties" in op}
-    assert ops == set(operations.OPERATIONS)
-    joins = schema["$defs"]["rule"]["oneOf"][0]["properties"]
-    for name, takes in {**{n: j.takes for n, j in operations.JOINS.items()}, **operations.SPLITS}.items():
-        assert set(joins[name]["properties"]) == set(takes), name
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+
+    def refuses(text: str) -> bool:
+        typed, texts = yaml.safe_load(text), nodes.data(nodes.load(text, "r.yaml"))
+        found = {bool(list(validator.iter_errors(data))) for data in (typed, texts)}
+        assert len(found) == 1
+        return found.pop()
+
+    return refuses
+
+
+@pytest.mark.parametrize("name", ruleset.presets())
+def test_the_schema_accepts_the_presets(name: str, refused: Callable[[str], bool]) -> None:
+    assert not refused(ruleset.preset_text(name))
+    assert not refused(Rules.preset(name).text())
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "{from: a, too: b}",
+        "{from: a}",
+        "{frm: a, to: b}",
+        "{from: a, to: b, ops: [{hedas: {}}]}",
+        "{from: a, to: b, ops: []}",
+        "{from: a, to: b, ops: [transposed]}",
+        "{from: a, to: b, ops: [reshape]}",
+        "{from: a, to: b, ops: [{heads: {dim: 0, view: [1]}}]}",
+        "{from: a, to: b, ops: [{cast: float99}]}",
+        "{from: a, to: b, ops: [{part: {dim: 0, ops: [{ad: 1}]}}]}",
+        "{from: a, to: b, ops: [{resize: {dims: 0, to: 3, mode: bicubic}}]}",
+        "{from: [a, b], to: c, combine: {with: median}}",
+        "{from: [a, b], to: c, concat: {}}",
+        "{from: a, to: b, optional: maybe}",
+        "{fill: a}",
+        "{tie: a}",
+        "{scope: {form: a}, rules: []}",
+        "{drop: a, to: b}",
+    ],
+)
+def test_the_schema_refuses_what_the_reader_refuses(rule: str, refused: Callable[[str], bool]) -> None:
+    text = f"{HEAD}rules:\n- {rule}\n"
+    assert refused(text)
+    assert code_of(Rules.parse, text) in ("rule-invalid", "dtype-unknown")
+    assert refused(HEAD + "ruels: []\n")
 
 
 def test_python_rules_are_the_same_rules() -> None:
