@@ -43,7 +43,7 @@ KINDS: Mapping[str, Schema] = {
     "name": {"type": "string"},
     "flag": FLAG,
     "dtype": {"enum": sorted(DTYPES)},
-    "ops": ref("ops"),
+    "ops": either(ref("op"), listed(ref("op"), minItems=1)),
 }
 RULE: Mapping[str, Schema] = {
     "from": ref("sides"),
@@ -115,7 +115,7 @@ def schema() -> Schema:
         "template": TEXT | {"description": template},
         "expression": {"type": ["string", "integer", "boolean"]},
         "expressions": either(ref("expression"), listed(ref("expression"))),
-        "ops": either(ref("op"), listed(ref("op"), minItems=1)),
+        "ops": either(ref("op"), listed(ref("op"))),
         "op": either({"enum": plain, "description": "without arguments"}, *map(operation, OPERATIONS)),
         "side": either(ref("template"), side),
         "sides": either(ref("side"), listed(ref("side"), minItems=1)),

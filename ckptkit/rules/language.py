@@ -302,7 +302,7 @@ class _Reader:
     # operations
 
     def ops(self, node: Node) -> tuple[Op, ...]:
-        return tuple(self.op(item) for item in self.items(node)) or self.fail(node, "an empty list")
+        return tuple(self.op(item) for item in self.items(node))
 
     def op(self, node: Node) -> Op:
         if isinstance(node.value, dict):
@@ -332,7 +332,7 @@ class _Reader:
         if kind == "int":
             return self.expression(node)
         if kind == "ops":
-            return self.ops(node)
+            return self.ops(node) or self.fail(node, "an empty list")
         if kind == "sizes" and node.value == "equal":
             return "equal"
         if kind in ("ints", "sizes"):

@@ -128,7 +128,7 @@ def test_the_schema_accepts_the_presets(name: str, refused: Callable[[str], bool
         "{from: a}",
         "{frm: a, to: b}",
         "{from: a, to: b, ops: [{hedas: {}}]}",
-        "{from: a, to: b, ops: []}",
+        "{from: a, to: b, ops: [{part: {dim: 0, ops: []}}]}",
         "{from: a, to: b, ops: [transposed]}",
         "{from: a, to: b, ops: [reshape]}",
         "{from: a, to: b, ops: [{heads: {dim: 0, view: [1]}}]}",

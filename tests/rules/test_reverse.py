@@ -28,6 +28,8 @@ EXACT: list[Any] = [
     {"unflatten": {"dim": 0, "sizes": [3, 4]}},
     {"pad": {"dim": 1, "before": 1, "after": 2}},
     {"cast": {"from": "float32", "to": "float64"}},
+    {"part": {"dim": 0, "start": 2, "stop": "dim(0)//2", "ops": ["neg", {"flip": 1}]}},
+    {"part": {"dim": 1, "start": 1, "ops": [{"part": {"dim": 0, "stop": 5, "ops": ["neg"]}}]}},
 ]
 LOSSY: list[Any] = [
     {"slice": {"dim": 0, "stop": 2}},
@@ -37,8 +39,15 @@ LOSSY: list[Any] = [
     "square",
     {"reshape": [48]},
     {"cast": "float16"},
+    {"part": {"dim": 0, "start": 1, "ops": ["abs"]}},
 ]
-APPROXIMATE: list[Any] = [{"add": -1}, {"multiply": 3}, "exp", {"cast": {"from": "float32", "to": "float16"}}]
+APPROXIMATE: list[Any] = [
+    {"add": -1},
+    {"part": {"dim": 0, "start": 1, "ops": [{"add": 1}]}},
+    {"multiply": 3},
+    "exp",
+    {"cast": {"from": "float32", "to": "float16"}},
+]
 INDEX = ["{i}", "{i+3}", "{n-1-i}", "{i:02}", "{2*i+1}", "{i//2}.{i%2}", "{t[i]}"]
 
 
