@@ -42,6 +42,7 @@ def _size(text: str) -> int:
     epilog=options.examples(
         "ckptkit convert model.pt model.safetensors",
         "ckptkit convert last.ckpt model.safetensors --rules strip:model. --dtype bfloat16 -n",
+        "ckptkit convert vit.pth hf.safetensors --rules auto --like google-vit/",
         "ckptkit convert llama/ llama-bf16/ --dtype bfloat16 --max-shard-size 5GB",
         "ckptkit convert model.onnx big.onnx --onnx-data external",
         "ckptkit convert tuned.pt tuned.onnx --into base.onnx --exported-from base.pt",
@@ -58,6 +59,9 @@ def _size(text: str) -> int:
 @options.let
 @options.reverse
 @options.approximate
+@click.option(
+    "--like", metavar="PATH", type=click.Path(), help="Refuse a result without the names and shapes of PATH."
+)
 @click.option("--dtype", metavar="DTYPE", help="Cast float64, float32, float16 and bfloat16 tensors to this.")
 @click.option(
     "--keep-dtype", metavar="GLOB", multiple=True, help="Tensors that --dtype leaves alone. Repeatable."

@@ -87,12 +87,24 @@ def show(rules: str) -> int:
     return 0
 
 
-@command.command("reverse")
+@command.command(
+    "reverse",
+    epilog=options.examples(
+        "ckptkit rules reverse vit-timm-hf", "ckptkit rules reverse mine.yaml --on model.pt > back.yaml"
+    ),
+)
 @click.argument("rules")
-@options.approximate
-def reverse(rules: str, approximate: bool) -> int:
+@click.option(
+    "--on", "on", metavar="SRC", type=click.Path(),
+    help="A checkpoint that the rules apply to: sizes that they do not state are taken from it.",
+)  # fmt: skip
+@options.let
+@click.option("--approximate", is_flag=True, help="Accept rounding.")
+@options.section
+@options.variant
+def reverse(rules: str, let: tuple[tuple[str, str], ...], **chosen: Any) -> int:
     """The rules that undo these, as a rule file on stdout."""
-    emit(reversed_text(rules, approximate=approximate).rstrip("\n").split("\n"))
+    emit(reversed_text(rules, let=dict(let), **chosen).rstrip("\n").split("\n"))
     return 0
 
 

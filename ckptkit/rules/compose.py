@@ -90,9 +90,12 @@ class Maker:
         if "over" not in step.args:
             parts = [self.assemble(level - 1, fixed, place) for place in range(len(self.rule.sources))]
             self.check_parts(step, args, len(parts))
-            return JOINS[step.name].run(parts, args)
+            return self.join(step, parts, args)
         hole = str(step.args["over"])
         parts = [self.assemble(level - 1, {**fixed, hole: value}, side) for value in self.values(hole, args)]
+        return self.join(step, parts, args)
+
+    def join(self, step: Op, parts: Sequence[Tensor], args: Mapping[str, Any]) -> Tensor:
         return JOINS[step.name].run(parts, args)
 
     def values(self, hole: str, args: Mapping[str, Any]) -> list[Value]:
@@ -185,8 +188,11 @@ class Maker:
 
     def apply(self, ops: Sequence[Op], tensor: Tensor, bound: Mapping[str, Value]) -> Tensor:
         for op in ops:
-            tensor = OPERATIONS[op.name].run(tensor, self.evaluate(op, bound, tensor))
+            tensor = self.step(op, tensor, self.evaluate(op, bound, tensor))
         return tensor
+
+    def step(self, op: Op, tensor: Tensor, args: Mapping[str, Any]) -> Tensor:
+        return OPERATIONS[op.name].run(tensor, args)
 
     def evaluate(self, op: Op, bound: Mapping[str, Value], tensor: Tensor | None = None) -> dict[str, Any]:
         env = Bound(self.proof.env, bound) if tensor is None else Sizes(self.proof.env, bound, tensor)

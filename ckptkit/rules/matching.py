@@ -1,14 +1,17 @@
 """Which rules speak of which names. Cost grows with the names, hardly with the rules."""
 
-import re
 from collections.abc import Iterable
-from itertools import islice
 from typing import NamedTuple
 
 from ckptkit.rules.expressions import Environment, Value
 from ckptkit.rules.template import Matcher, Template
 
 _NO_DIGITS = str.maketrans("", "", "0123456789")
+
+
+def kind(name: str) -> str:
+    """A name without its digits: names of one kind are matched by the same templates, mostly."""
+    return name.translate(_NO_DIGITS)
 
 
 class Hit(NamedTuple):
@@ -19,17 +22,26 @@ class Hit(NamedTuple):
     bound: dict[str, Value]
 
 
+class _Entry(NamedTuple):
+    rule: int
+    side: int
+    matcher: Matcher
+
+
 class Index:
     """Templates, found by the names that they match.
 
     Literal templates are looked up. For the others names are first told apart by what they are without their
-    digits: the templates that can match are found once for all names that are equal so.
+    digits: the templates that can match are found once for all names that are equal so, and among those only
+    that begin alike.
     """
 
     def __init__(self) -> None:
         self.literal: dict[str, list[Hit]] = {}
-        self.open: list[tuple[int, int, Matcher]] = []
-        self.candidates: dict[str, list[tuple[int, int, Matcher]]] = {}
+        self.open: dict[
+            int, dict[str, list[_Entry]]
+        ] = {}  # length of what stands before the first hole → that
+        self.candidates: dict[str, list[_Entry]] = {}
 
     def add(self, rule: int, side: int, found: Template, env: Environment, known: Iterable[str]) -> None:
         """Raises CkptError as `Matcher`."""
@@ -37,45 +49,30 @@ class Index:
         if literal is not None:
             self.literal.setdefault(literal, []).append(Hit(rule, side, {}))
         else:
-            self.open.append((rule, side, Matcher(found, env, known)))
+            first = found.parts[0]
+            beginning = kind(first) if isinstance(first, str) else ""
+            alike = self.open.setdefault(len(beginning), {}).setdefault(beginning, [])
+            alike.append(_Entry(rule, side, Matcher(found, env, known)))
+
+    def able(self, key: str) -> list["_Entry"]:
+        """The templates with holes that can match a name which is this without its digits."""
+        found = self.candidates.get(key)
+        if found is None:
+            found = [
+                entry
+                for length, beginnings in self.open.items()
+                for entry in beginnings.get(key[:length], ())
+                if entry.matcher.loose.fullmatch(key)
+            ]
+            self.candidates[key] = found
+        return found
 
     def hits(self, name: str) -> list[Hit]:
         """Every side that matches the name."""
-        key = name.translate(_NO_DIGITS)
-        able = self.candidates.get(key)
-        if able is None:
-            able = [entry for entry in self.open if entry[2].loose.fullmatch(key)]
-            self.candidates[key] = able
         found = self.literal.get(name)
         hits = list(found) if found else []
-        for rule, side, matcher in able:
+        for rule, side, matcher in self.able(kind(name)):
             bound = matcher.match(name)
             if bound is not None:
                 hits.append(Hit(rule, side, bound))
         return hits
-
-
-def nearest(name: str, others: Iterable[str], most: int = 2) -> list[str]:
-    """Names or templates that differ little from one, numbers and holes apart."""
-    from difflib import get_close_matches
-
-    wanted = _shape(name)
-    segments = (
-        wanted.count(".") if wanted.endswith(".#") and "{" in name else None
-    )  # the rest may be anything
-    alike: dict[str, str] = {}
-    for other in islice(others, _COMPARED):
-        shape = _shape(other)
-        if segments is not None:
-            shape = ".".join([*shape.split(".")[:segments], "#"])
-        if abs(len(shape) - len(wanted)) <= max(8, len(wanted) // 2):
-            alike.setdefault(shape, other)
-    return [alike[shape] for shape in get_close_matches(wanted[:200], list(islice(alike, _NEAR)), most, 0.7)]
-
-
-_COMPARED, _NEAR = 20_000, 1_000
-
-
-def _shape(name: str) -> str:
-    """The name, or template, with one sign for each number or hole."""
-    return re.sub(r"\{[^{}]*\}|[0-9]+", "#", name)

@@ -17,8 +17,9 @@ from ckptkit.rules import coupled, outcome
 from ckptkit.rules.compose import MOST, Group, Key, Maker
 from ckptkit.rules.expressions import Bound, Environment, Expression, Value
 from ckptkit.rules.language import Parsed
-from ckptkit.rules.matching import Hit, Index, nearest
+from ckptkit.rules.matching import Hit, Index
 from ckptkit.rules.model import Made, Rule
+from ckptkit.rules.nearest import Nearest
 from ckptkit.rules.outcome import Product, Rewrite, RulesError
 from ckptkit.rules.template import Matcher
 from ckptkit.rules.values import Sizes, Values
@@ -45,7 +46,7 @@ def prove(
             return outcome.unchanged(graph, note), [note]
     except CkptError as error:
         return None, [_problem(error, parsed.name)]
-    return _Proof(parsed, graph, env).run()
+    return Proof(parsed, graph, env).run()
 
 
 def _problem(error: CkptError, where: str, what: str = "") -> Finding:
@@ -54,7 +55,15 @@ def _problem(error: CkptError, where: str, what: str = "") -> Finding:
 
 
 @dataclass
-class _Proof:
+class Proof:
+    """One application of rules to a graph; `run` it once.
+
+    Attributes:
+        off: rules whose guard does not hold; guarded: rules whose guard asks about each name.
+        groups: rule → its own holes' values → the sources of one result, for rules that do more than rename.
+        holes: rule → its own holes, and those that its joins run over.
+    """
+
     parsed: Parsed
     graph: TensorGraph
     env: Values
@@ -246,10 +255,10 @@ class _Proof:
         kinds: dict[str, list[str]] = {}
         for name in names:
             kinds.setdefault("".join("#" if c.isdigit() else c for c in name), []).append(name)
-        templates = [side.template.text for rule in self.rules for side in rule.sources]
+        templates = Nearest(side.template.text for rule in self.rules for side in rule.sources)
         for count, alike in enumerate(kinds.values()):
             more = f" and {len(alike) - 1} more of its kind" if len(alike) > 1 else ""
-            near = nearest(alike[0], templates) if count < _TOLD else []
+            near = templates.of(alike[0]) if count < _TOLD else []
             hint = (
                 f"nearest: {', '.join(near)}"
                 if near
@@ -261,10 +270,15 @@ class _Proof:
         if self.parsed.unwrap and not self.unwrapped:
             message = f"no name has {' or '.join(self.parsed.unwrap)} in it"
             self.error("rule-unmatched", self.parsed.name, message)
-        for number, rule in enumerate(self.rules):
-            silent = number not in self.used and number not in self.off and rule.kind not in ("fill", "tie")
-            if silent and not rule.optional:
-                near = nearest(rule.sources[0].template.text, self.graph)
+        silent = [
+            rule
+            for number, rule in enumerate(self.rules)
+            if rule.sources and not rule.optional and number not in self.used and number not in self.off
+        ]
+        if silent:
+            names = Nearest(self.graph)
+            for count, rule in enumerate(silent):
+                near = names.of(rule.sources[0].template.text) if count < _TOLD else []
                 hint = f"nearest: {', '.join(near)}" if near else "optional: true allows that"
                 self.error("rule-unmatched", rule.where, f"no name matches {rule}", hint)
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ckptkit.core.errors import CkptError
@@ -80,15 +80,33 @@ class Rules:
 
     def check(self, graph: TensorGraph, target: TensorGraph | None = None, **let: str | int) -> list[Finding]:
         """Every problem that `apply` would have; with a target also names, shapes and dtypes that differ from it."""
-        made, findings = prove(self.parsed, graph, {**self.let, **let})
+        made, findings = self.applied(graph, **let)
         return findings if made is None or target is None else [*findings, *compare(made.graph, target)]
 
-    def reversed(self, *, approximate: bool = False) -> "Rules":
-        """The rules that undo these. Raises RulesError `rule-lossy` naming the rules that cannot be undone,
-        or `rule-approximate` for those that only can up to rounding, unless `approximate`."""
-        from ckptkit.rules.reverse import backwards
+    def applied(self, graph: TensorGraph, **let: str | int) -> tuple[Rewrite | None, list[Finding]]:
+        """What `apply` gives, None if there are problems; and every problem, and notes."""
+        return prove(self.parsed, graph, {**self.let, **let})
 
-        return Rules(backwards(self.parsed, approximate), self.let)
+    def reversed(self, *, approximate: bool = False, on: TensorGraph | None = None) -> "Rules":
+        """The rules that undo these.
+
+        Args:
+            approximate: undo operations that can only be undone up to rounding.
+            on: a graph that these apply to; the sizes of parts and shapes that they do not state are those it has.
+
+        Raises RulesError `rule-lossy` naming the rules that cannot be undone, `rule-approximate` for those that only
+        can up to rounding, and with `on` what `apply` raises.
+        """
+        from ckptkit.rules.reverse import backwards
+        from ckptkit.rules.settle import settled
+
+        parsed = self.parsed if on is None else settled(self.parsed, on, self.let)
+        return Rules(backwards(parsed, approximate), self.let)
+
+    def given(self, let: Mapping[str, str | int]) -> "Rules":
+        """The rules with those of these values that they declare."""
+        mine = {name: value for name, value in let.items() if name in self.parsed.let}
+        return replace(self, let={**self.let, **mine}) if mine else self
 
     def text(self) -> str:
         """The rules as YAML."""
@@ -118,7 +136,10 @@ def preset_text(name: str) -> str:
 def compare(made: TensorGraph, target: TensorGraph) -> list[Finding]:
     """How the names, shapes and dtypes of a graph differ from those of another."""
     found = []
-    for name in target:
+    wanted = [
+        n for n in target if not (target.nodes and target[n].kind == "constant")
+    ]  # a graph's own numbers
+    for name in wanted:
         if name not in made:
             found.append(
                 Finding("target-missing", "error", name, "the target has it, the rules do not make it")

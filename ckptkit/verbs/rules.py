@@ -9,10 +9,8 @@ from ckptkit.core.errors import CkptError
 from ckptkit.core.findings import Finding
 from ckptkit.core.graph import TensorGraph
 from ckptkit.format import read
-from ckptkit.rules.follow import AUTO
+from ckptkit.rules.follow import backwards, loaded
 from ckptkit.rules.outcome import Rewrite, Trace
-from ckptkit.rules.recognise import recognised
-from ckptkit.rules.rewrite import prove
 from ckptkit.rules.ruleset import Rules, compare
 
 
@@ -80,19 +78,19 @@ def check_rules(
     source = read(on, section, variant=variant)
     wanted = read(target) if target is not None else None
     given = dict(let or {})
-    if isinstance(rules, Rules):
-        loaded = rules
-    elif os.fspath(rules) == AUTO:
-        loaded = recognised(source, given, wanted)
-    else:
-        loaded = Rules.load(rules)
-    if reverse:
-        loaded = loaded.reversed(approximate=approximate)
-    rewrite, findings = prove(loaded.parsed, source, {**loaded.let, **given})
+    found = loaded(rules, source, given, wanted, reverse=reverse)
+    if len(found) != 1:
+        labels = " and then ".join(one.parsed.name for one in found)
+        problem = (
+            f"the target is reached by {labels}" if found else "the source has the target's names already"
+        )
+        raise CkptError("rules-ambiguous", problem, os.fspath(on), "prove one rule file at a time")
+    chosen = next(backwards(found, approximate, wanted)) if reverse else found[0]
+    rewrite, findings = chosen.applied(source, **given)
     if rewrite is not None and wanted is not None:
         findings = [*findings, *compare(rewrite.graph, wanted)]
     return Report(
-        rules=loaded.parsed.name,
+        rules=chosen.parsed.name,
         source=os.fspath(on),
         target=None if target is None else os.fspath(target),
         rewrite=rewrite,
@@ -121,9 +119,19 @@ def _kind(name: str, step: Trace, rewrite: Rewrite, source: TensorGraph) -> str:
     return "kept" if name == step.sources[0] else "renamed"
 
 
-def reversed_text(rules: str, *, approximate: bool = False) -> str:
-    """The YAML of the rules that undo these. Raises CkptError as `Rules.reversed`."""
-    return Rules.load(rules).reversed(approximate=approximate).text()
+def reversed_text(
+    rules: str,
+    *,
+    approximate: bool = False,
+    on: str | os.PathLike[str] | None = None,
+    let: Mapping[str, str | int] | None = None,
+    section: str | None = None,
+    variant: str | None = None,
+) -> str:
+    """The YAML of the rules that undo these; sizes that they do not state are those of the checkpoint `on`, which they
+    apply to. Raises CkptError as `Rules.reversed`."""
+    graph = None if on is None else read(on, section, variant=variant)
+    return Rules.load(rules, let).reversed(approximate=approximate, on=graph).text()
 
 
 def findings_in_order(findings: Sequence[Finding]) -> list[Finding]:

@@ -168,3 +168,87 @@ def test_shared_sources_come_back_from_the_first_that_took_them() -> None:
     rules = Rules.of([{"shared": "a"}, {"from": "a", "to": "x"}, {"from": "a", "to": "y"}])
     graph = names("a")
     assert list(rules.reversed().apply(rules.apply(graph).graph).graph) == ["a"]
+
+
+# Operations on a matrix that do not state all that undoing them takes.
+OPEN: list[Any] = [
+    {"reshape": [48]},
+    {"reshape": [-1, 2]},
+    {"heads": {"dim": 0, "view": [2, -1, 3], "order": ["a", "1-a", 2]}},
+    {"permute": ["a", "1-a"]},
+    {"cast": "float64"},
+]
+
+
+@st.composite
+def open_rule_files(draw: st.DrawFn) -> tuple[Rules, dict[str, tuple[int, ...]]]:
+    """Rules without sizes, over layers that are of one width or of several, and the shapes that they are for."""
+    layers = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+    index = draw(st.sampled_from(INDEX))
+    experts = draw(st.integers(1, 3))
+    dim = draw(st.sampled_from([0, 1]))
+    before = draw(st.sampled_from([[], ["transpose"], [{"reshape": [-1, 1, 3]}, {"squeeze": [1]}]]))
+    rules = [
+        {"from": ["l.{i}.q", "l.{i}.kv"], "to": f"m.{index}.qkv", "concat": {"dim": 0}},
+        {"from": [{"name": "l.{i}.a", "ops": before}, {"name": "l.{i}.b", "ops": before}],
+         "to": f"m.{index}.ab", "concat": {"dim": dim}},
+        {"from": "e.{e}", "to": "experts", "concat": {"over": "e", "dim": 1}},
+        {"from": "one", "to": "once", "ops": [draw(st.sampled_from(OPEN))]},
+        {"from": "w.{x:u|v}", "to": "uv", "concat": {"over": "x", "dim": 0}, "when": "present(one)"},
+        {"from": "w.{x:u|v}", "to": "never.{x}", "when": "absent(one)"},
+    ]  # fmt: skip
+    shapes: dict[str, tuple[int, ...]] = {"one": SHAPE, "w.u": (2, 3), "w.v": (5, 3)}
+    shapes |= {f"e.{e}": (2, e + 1) for e in range(experts)}
+    for i, width in enumerate(layers):
+        shapes |= {f"l.{i}.q": (width, 3), f"l.{i}.kv": (6 - width, 3)}
+        tall = dim == 0 and before != ["transpose"]  # else the parts lie side by side
+        shapes |= {f"l.{i}.a": (3, 3), f"l.{i}.b": (3 * width if tall else 3, 3)}
+    let = {"n": "count(l.{i})", "a": "dim(w.u, 0) - 1"}
+    return Rules.of(rules, let=let, tables={"t": [3, 1, 0, 2]}), shapes
+
+
+@given(case=open_rule_files())
+def test_what_rules_leave_open_is_read_off_what_they_apply_to(
+    case: tuple[Rules, dict[str, tuple[int, ...]]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    rules, shapes = case
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("g")
+    graph = stored(folder, {name: rng.normal(size=shape).astype("f4") for name, shape in shapes.items()})
+    with pytest.raises(RulesError):
+        rules.reversed()
+    made = rules.apply(graph).graph
+    back = rules.reversed(on=graph, approximate=True)
+    for undo in (back, Rules.parse(back.text())):
+        again = undo.apply(made).graph
+        assert set(again) == set(graph)
+        for name in graph:
+            assert (again[name].shape, again[name].dtype) == (graph[name].shape, graph[name].dtype)
+            assert again[name].tobytes() == graph[name].tobytes(), name
+
+
+def test_sizes_that_differ_make_a_rule_for_each(tmp_path: Path) -> None:
+    rules = Rules.of([{"from": ["l.{i}.a", "l.{i}.b"], "to": "l.{i}", "concat": {"dim": 0}}])
+    sizes = {"l.0.a": 1, "l.0.b": 2, "l.1.a": 1, "l.1.b": 2}
+    graph = stored(tmp_path, {name: np.zeros(size, "f4") for name, size in sizes.items()})
+    assert len(rules.reversed(on=graph)) == 1
+    sizes["l.1.b"] = 3
+    graph = stored(tmp_path, {name: np.zeros(size, "f4") for name, size in sizes.items()})
+    assert [rule.data() for rule in rules.reversed(on=graph).parsed.rules] == [
+        {"from": f"l.{i}", "to": [f"l.{i}.a", f"l.{i}.b"], "split": {"dim": "0", "sizes": ["1", size]}}
+        for i, size in ((0, "2"), (1, "3"))
+    ]
+    with pytest.raises(RulesError) as caught:
+        rules.reversed(on=names("l.0.a"))
+    assert {finding.code for finding in caught.value.findings} == {"rule-incomplete"}
+
+
+def test_a_join_that_changes_its_parts_differently_stays_open(tmp_path: Path) -> None:
+    rules = Rules.of([
+        {"from": {"name": "e.{e}", "ops": [{"reshape": [-1]}]}, "to": "e", "concat": {"over": "e", "dim": 0}}
+    ])  # fmt: skip
+    same = stored(tmp_path, {"e.0": np.zeros((2, 3), "f4"), "e.1": np.zeros((2, 3), "f4")})
+    assert rules.reversed(on=same).apply(rules.apply(same).graph).graph["e.1"].shape == (2, 3)
+    other = stored(tmp_path, {"e.0": np.zeros((2, 3), "f4"), "e.1": np.zeros((3, 2), "f4")})
+    with pytest.raises(RulesError):
+        rules.reversed(on=other)

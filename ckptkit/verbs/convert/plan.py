@@ -23,8 +23,8 @@ from ckptkit.core.words import plural
 from ckptkit.format import folder, read, registry
 from ckptkit.match.quantized import quantized_members, torn_units
 from ckptkit.rules.follow import follow
-from ckptkit.rules.outcome import Rewrite, Trace
-from ckptkit.rules.ruleset import Rules
+from ckptkit.rules.outcome import Rewrite, RulesError, Trace
+from ckptkit.rules.ruleset import Rules, compare
 from ckptkit.targets.factory import refuse_code
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def plan(
     let: Mapping[str, str | int] | None = None,
     reverse: bool = False,
     approximate: bool = False,
+    like: str | os.PathLike[str] | None = None,
     dtype: str | None = None,
     keep_dtype: Sequence[str] = (),
     ties: Ties = "keep",
@@ -146,6 +147,8 @@ def plan(
         rules: rule files, names of presets, `auto`, `strip:PREFIX` or `add:PREFIX`, applied in order.
         let: values for names that the rules declare under `let`.
         reverse: apply the rules backwards, the last one first; `approximate` accepts rounding in that.
+        like: a checkpoint whose names and shapes the result must have. `auto` finds the rules that give them, and what
+            rules to be undone do not state, such as the sizes of joined parts, is read off it.
         dtype: cast float64, float32, float16 and bfloat16 tensors to this dtype.
         keep_dtype: shell patterns (names as read) of tensors that keep theirs.
         ties: write tied tensors once where the format can (`keep`), once per name (`copy`), or refuse.
@@ -172,8 +175,11 @@ def plan(
     names = selected(whole, include, exclude)
     source = whole.select(names) if len(names) < len(whole) else whole
     _refuse_nothing(whole, source)
-    rewrite = follow(source, rules, let=let, reverse=reverse, approximate=approximate)
+    model = None if like is None else read(like)
+    rewrite = follow(source, rules, let=let, reverse=reverse, approximate=approximate, like=model)
     graph = rewrite.graph
+    if model is not None:
+        _refuse_unlike(graph, model)
     original = {name: step.sources[0] if step.sources else "" for name, step in rewrite.trace.items()}
     keep = frozenset(matching(source, keep_dtype)) if keep_dtype else frozenset()
     target, into_folder, writer = _target(dst, to)
@@ -264,9 +270,16 @@ def plan(
     if reference is not None and writer.name != "onnx":
         raise CkptError("usage", "only an ONNX model is proved", result.target, "leave --prove out")
     targets = [result.target, *filter(None, [result.sidecar, result.name_map])]
-    for read_one in (whole, *result.inputs[1:]):
+    for read_one in filter(None, (whole, model, *result.inputs[1:])):
         refuse_inputs(read_one, targets)
     return result
+
+
+def _refuse_unlike(graph: TensorGraph, model: TensorGraph) -> None:
+    """Raise unless the names and shapes are those of the model; a dtype is for `dtype` to change."""
+    unlike = [finding for finding in compare(graph, model) if finding.severity == "error"]
+    if unlike:
+        raise RulesError(unlike)
 
 
 def _reference(

@@ -58,6 +58,7 @@ def diff(
         section, variant: as in `read`, for those given as paths; a path that has no such part is read without.
         include, exclude: shell patterns of tensor names, which select from both.
         rules: rule files, presets, `auto`, `strip:PREFIX` or `add:PREFIX`, applied in order to A before comparing.
+            `auto` finds those that lead to B, and what `reverse` leaves open is read off B.
         let, reverse, approximate: as for `ckptkit.convert`.
         values: compare values and look for renamed tensors; else only headers are read.
         rtol, atol: let values be equal that are as close as |a − b| ≤ atol + rtol·|b|, with the defaults 0. Without
@@ -70,7 +71,8 @@ def diff(
     given = rtol is not None or atol is not None
     tolerance = Tolerance(rtol or 0.0, atol or 0.0) if given else None
     graphs = _read(a, b, section, variant)
-    left, right = follow(graphs[0], rules, let=let, reverse=reverse, approximate=approximate).graph, graphs[1]
+    right = graphs[1]
+    left = follow(graphs[0], rules, let=let, reverse=reverse, approximate=approximate, like=right).graph
     if include or exclude:
         chosen = set(selected(dict.fromkeys((*left, *right)), include, exclude))
         left, right = (g.select([name for name in g if name in chosen]) for g in (left, right))
