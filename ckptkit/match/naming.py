@@ -26,7 +26,7 @@ def presets(graph: TensorGraph, target: Target, sizes: Mapping[str, int], *, nam
     if aim is None:
         return []
     try:
-        found = candidates(graph, {}, aim)
+        found = [(label, rules[0]) for label, rules in candidates(graph, {}, aim) if len(rules) == 1]
         return [label for label, rules in found if names or not _needs(rules.check(graph, aim))]
     except CkptError:  # no rules for this: the caller says that nothing fits
         return []

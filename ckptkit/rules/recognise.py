@@ -2,7 +2,8 @@
 
 A preset, forwards or backwards, is recognised when it accounts for every tensor and changes something; with a target,
 when it also gives the target's names and shapes. One that keeps other names as they are is meant only where none
-accounts for all, and without a target only if it does no more than rename. Which can do so at all is told from the kinds of names alone, their digits left out.
+accounts for all, and without a target only if it does no more than rename. Which can do so at all is told from the
+kinds of names alone, their digits left out.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ _NEAR_ENOUGH = 0.5  # share of the tensors that a preset must account for to be 
 
 
 class Candidate(NamedTuple):
-    """Rules that fit, and the options that name them."""
+    """Rules that fit, and what follows `--rules` to name them."""
 
     label: str
     rules: tuple[Rules, ...]
@@ -55,7 +56,7 @@ def recognised(
             what += f" and gives those of {target.origin.path}"
         hint = "\n".join(search.near()) or "ckptkit rules list names the presets"
         raise CkptError("rules-unknown", what, path, hint)
-    ready = "\n".join(candidate.label for candidate in found)
+    ready = "\n".join(f"--rules {candidate.label}" for candidate in found)
     more = "" if target is not None else "; a target decides, or one of these"
     raise CkptError("rules-ambiguous", f"{len(found)} presets fit{more}", path, ready)
 
@@ -91,7 +92,7 @@ class _Search:
             made = rules.applied(self.graph, **self.mine(rules))[0]
             if made is not None:
                 pairs = self.fitting(made.graph, ways, self.target)
-                found += [Candidate(f"{label} {more}", (rules, then)) for more, then in pairs]
+                found += [Candidate(f"{label} --rules {more}", (rules, then)) for more, then in pairs]
         self.failed = told
         return found
 
@@ -162,7 +163,7 @@ class _Search:
     def near(self) -> list[str]:
         """The presets that came nearest, with what is wrong."""
         found = [one for one in sorted(self.failed, key=lambda one: -one.share) if one.share >= _NEAR_ENOUGH]
-        best = {one.label: f"{one.label}: {one.problem}" for one in reversed(found)}
+        best = {one.label: f"--rules {one.label}: {one.problem}" for one in reversed(found)}
         return list(reversed(best.values()))[:_NEAR]
 
 
@@ -171,13 +172,13 @@ def _ways() -> Iterator[tuple[str, Rules]]:
     for name in presets():
         rules = Rules.preset(name)
         if _tells(rules):
-            yield f"--rules {name}", rules
+            yield name, rules
         try:
             back = rules.reversed()
         except CkptError:
             continue
         if _tells(back):
-            yield f"--rules {name} --reverse", back
+            yield f"{name} --reverse", back
 
 
 def _renames(rules: Rules) -> bool:

@@ -100,7 +100,9 @@ def test_part_of_a_conversion_is_not_taken_for_it(vit: Path, tmp_path: Path) -> 
     split = tmp_path / "split.safetensors"
     ck.convert(other, split, rules=["attention-qkv-split"])
     assert ck.diff(other, split, rules=["auto"]).equal
-    old = made(tmp_path / "old.safetensors", {"layer.0.LayerNorm.gamma": (2,), "layer.0.dense.weight": (2, 2)})
+    old = made(
+        tmp_path / "old.safetensors", {"layer.0.LayerNorm.gamma": (2,), "layer.0.dense.weight": (2, 2)}
+    )
     assert set(ck.plan(old, tmp_path / "y.pt", rules=["auto"]).graph) == {
         "layer.0.LayerNorm.weight",
         "layer.0.dense.weight",
