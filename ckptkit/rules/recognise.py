@@ -78,10 +78,13 @@ class _Search:
         self.given = given
         self.target = target
         self.failed: list[_Near] = []
+        self.unsure: list[Rules] = []  # fit, if a value is stated
 
     def run(self) -> list[Candidate]:
         ways = list(_ways())
         found = [Candidate(label, (rules,)) for label, rules in self.fitting(self.graph, ways, self.target)]
+        if self.target is not None:
+            found = [candidate for candidate in found if candidate.rules[0] not in self.unsure] or found
         whole = [candidate for candidate in found if not candidate.rules[0].parsed.keep_others]
         if self.target is None:
             return whole or [candidate for candidate in found if _renames(candidate.rules[0])]
@@ -92,7 +95,11 @@ class _Search:
             made = rules.applied(self.graph, **self.mine(rules))[0]
             if made is not None:
                 pairs = self.fitting(made.graph, ways, self.target)
-                found += [Candidate(f"{label} --rules {more}", (rules, then)) for more, then in pairs]
+                found += [
+                    Candidate(f"{label} --rules {more}", (rules, then))
+                    for more, then in pairs
+                    if then not in self.unsure
+                ]
         self.failed = told
         return found
 
@@ -130,6 +137,8 @@ class _Search:
                 findings = compare(made.graph, target) if target is not None else []
             errors = [finding for finding in findings if finding.severity == "error"]
             if {finding.code for finding in errors} <= {"rule-value"}:  # a value that the user may state
+                if errors:
+                    self.unsure.append(rules)
                 yield label, rules
             elif not rules.parsed.keep_others:
                 self.failed.append(_Near(1, label, f"{errors[0].message} ({errors[0].where})"))
