@@ -53,6 +53,14 @@ def _dim(text: str) -> tuple[str, int]:
 @click.option(
     "--atol", type=click.FloatRange(min=0), metavar="X", help="Tolerance relative to a whole output."
 )
+@click.option(
+    "--time-limit",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    default=300.0,
+    show_default=True,
+    help="Give up when one run of an ONNX model takes longer.",
+)
 @click.option("--save", metavar="FOLDER", type=click.Path(), help="Write inputs and outputs here, as .npz.")
 @click.option("-y", "--overwrite", is_flag=True, help="Replace an existing folder.")
 @options.section

@@ -174,7 +174,7 @@ CODES: dict[str, str] = {
     "tied-tensors": "tied tensors stand where none are allowed",
     "ties-copied": "tied tensors become independent copies",
     "ties-in-metadata": "tied tensors are written once, the other names recorded in the metadata",
-    "time-limit": "making a model took longer than it was given",
+    "time-limit": "making or running a model took longer than it was given",
     "too-large": "the files are larger than a contract allows",
     "torchscript-invalid": "the code of a TorchScript archive does not describe its modules",
     "total-size-mismatch": "the total size that an index states is not that of its tensors",

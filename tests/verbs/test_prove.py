@@ -287,3 +287,125 @@ def test_weights_put_into_a_graph_are_proved_by_their_module(
     assert not (tmp_path / "new.onnx").exists()
     assert run(*line, "--module", "other_models:Bare", "--allow-code").code == 0
     assert (tmp_path / "new.onnx").exists()
+
+
+def test_types_that_numpy_lacks(tmp_path: Path, run: Run) -> None:
+    text = (
+        "g (bfloat16[N, 4] x) => (bfloat16[N, 4] y) {{ f = Cast<to = 1>(x) g = {}(f) y = Cast<to = 16>(g) }}"
+    )
+    a = model(tmp_path / "a.onnx", text.format("Neg"))
+    proof = ck.prove(a, model(tmp_path / "b.onnx", text.format("Neg")), save=tmp_path / "runs")
+    assert proof.equal
+    assert proof.tolerance.rtol == 3e-2
+    assert proof.runs[0].outputs[0].a == "bfloat16[2,4]"
+    other = model(tmp_path / "c.onnx", text.format("Abs"))
+    worst = ck.prove(a, other).runs[0].outputs[0]
+    assert worst.exceeding
+    assert worst.worst_a == -worst.worst_b  # type: ignore[operator]
+    again = tmp_path / "runs" / "0-random-1.inputs.npz"
+    assert run("prove", a, "--against", other, "--inputs", again).code == 1
+    assert run("prove", a, "--against", tmp_path / "b.onnx", "--inputs", again).code == 0
+
+
+def test_a_module_that_computes_in_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="needs the torch extra")
+    (tmp_path / "narrow_nets.py").write_text(
+        "import torch\nclass Neg(torch.nn.Module):\n    def forward(self, x):\n        return {'a': [-x]}\n",
+        "utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    text = (
+        "g (bfloat16[N, 4] x) => (bfloat16[N, 4] y) { f = Cast<to = 1>(x) g = Neg(f) y = Cast<to = 16>(g) }"
+    )
+    proof = ck.prove(model(tmp_path / "a.onnx", text), module="narrow_nets:Neg", allow_code=True)
+    assert proof.equal
+    assert {o.b for o in proof.runs[0].outputs} == {"bfloat16[2,4]"}
+
+
+def test_strings_sequences_and_optionals(tmp_path: Path) -> None:
+    text = "g (string[N] x) => (string[N] y) { y = Identity(x) }"
+    a = model(tmp_path / "a.onnx", text)
+    assert ck.prove(a, a, save=tmp_path / "runs").equal
+    replayed = read_npz(str(tmp_path / "runs" / "0-random-1.inputs.npz"))
+    assert ck.prove(a, a, inputs=[tmp_path / "runs" / "0-random-1.inputs.npz"]).equal
+    assert replayed.arrays["x"].dtype == object
+    text = "g (float[N] x, float[2] z) => (seq(float[N]) y) {{ y = SequenceConstruct(x, {}) }}"
+    b, c = (model(tmp_path / f"{last}.onnx", text.format(last)) for last in ("x", "z"))
+    assert [o.name for o in ck.prove(b, b, dims={"N": 2}).runs[0].outputs] == ["y.0", "y.1"]
+    found = ck.prove(b, c, dims={"N": 2}).runs[0].outputs
+    assert [o.equal for o in found] == [True, False]
+    longer = model(tmp_path / "l.onnx", text.format("x, x"))
+    missing = ck.prove(b, longer).runs[0].outputs[-1]
+    assert (missing.name, missing.a, missing.b, missing.equal) == ("y.2", "nothing", "float32[2]", False)
+    inputs = model(tmp_path / "s.onnx", "g (seq(float[N]) x) => (int64 y) { y = SequenceLength(x) }")
+    with pytest.raises(ck.CkptError) as caught:
+        ck.prove(inputs, inputs)
+    assert (caught.value.code, "sequence" in caught.value.message) == ("prove-inputs", True)
+
+
+def test_a_run_that_does_not_end(tmp_path: Path, run: Run) -> None:
+    text = """g (float[1] x) => (float[1] y) {
+        m = Constant<value = int64 {9000000000000}>() c = Constant<value = bool {1}>()
+        y = Loop(m, c, x) <body = b (int64 i, bool cc, float[1] v) => (bool co, float[1] w) {
+            co = Identity(cc) w = Add(v, v) }>
+    }"""
+    path = model(tmp_path / "a.onnx", text)
+    done = run("prove", path, "--against", path, "--time-limit", "0.5")
+    assert (done.code, done.stderr.split(":")[0]) == (2, "error[time-limit]")
+
+
+def test_an_output_larger_than_the_machine(tmp_path: Path) -> None:
+    text = (
+        "g (float[1] x) => (float[M] y) { s = Constant<value = int64[1] {9000000000000}>() y = Expand(x, s) }"
+    )
+    path = model(tmp_path / "a.onnx", text)
+    with pytest.raises(ck.CkptError) as caught:
+        ck.prove(path, path)
+    assert caught.value.code == "model-refused"
+
+
+def test_one_arena_for_all_models() -> None:
+    from ckptkit.match.proof.runners import _bound_memory
+
+    _bound_memory()
+    assert _bound_memory.__wrapped__() in (True, False)  # a second one does no harm
+
+
+def test_inputs_of_other_names_are_told_by_their_types(tmp_path: Path) -> None:
+    text = (
+        "g (float[N, 4] {0}, int64[N, 4] {1}) => (float[N, 4] y) {{ f = Cast<to = 1>({1}) y = Add({0}, f) }}"
+    )
+    a = model(tmp_path / "a.onnx", text.format("x", "ids"))
+    turned = "g (int64[N, 4] i, float[N, 4] v) => (float[N, 4] z) { f = Cast<to = 1>(i) z = Add(v, f) }"
+    proof = ck.prove(a, model(tmp_path / "b.onnx", turned))
+    assert proof.equal
+    assert proof.notes == ("inputs of other names: ids is i, x is v", "outputs of other names: y is z")
+    half = "g (int64[N, 4] ids, float[N, 4] v) => (float[N, 4] y) { f = Cast<to = 1>(ids) y = Add(v, f) }"
+    assert ck.prove(a, model(tmp_path / "c.onnx", half)).notes == ("inputs of other names: x is v",)
+
+
+def test_chance_is_told_wherever_it_is(tmp_path: Path) -> None:
+    text = """g (float[2] x, bool c) => (float[2] y) {
+        y = If(c) <
+            then_branch = t () => (float[2] r) { r = RandomNormal<shape = [2]>() },
+            else_branch = e () => (float[2] s) { s = Identity(x) }
+        >
+    }"""
+    path = model(tmp_path / "a.onnx", text)
+    assert ck.prove(path, path).notes == ("outputs may depend on chance: RandomNormal",)
+
+
+def test_what_lies_elsewhere_is_never_opened(tmp_path: Path) -> None:
+    """A model whose external data leads out of its folder is refused before onnxruntime sees it."""
+    (tmp_path / "secret.bin").write_bytes(b"\0" * 48)
+    (tmp_path / "in").mkdir()
+    linear(tmp_path / "a.onnx")
+    made = onnx.load(tmp_path / "a.onnx")
+    (weight,) = made.graph.initializer
+    weight.ClearField("raw_data")
+    weight.data_location = 1
+    weight.external_data.add(key="location", value="../secret.bin")
+    (tmp_path / "in" / "b.onnx").write_bytes(made.SerializeToString())
+    with pytest.raises(ck.CkptError) as caught:
+        ck.prove(tmp_path / "in" / "b.onnx", tmp_path / "a.onnx")
+    assert caught.value.code == "outside-folder"

@@ -4,6 +4,7 @@ The scale s makes one tolerance serve logits of ±100 and probabilities of 1e-6 
 must stand where NaN stands. Integers, bools and strings must be equal.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -56,14 +57,34 @@ class Compared:
     worst_b: float | int | str | None = None
 
 
-def compare(name: str, a: "Array", b: "Array", tolerance: Tolerance) -> Compared:
-    """How output `a` compares with `b`, the reference."""
+def leaves(outputs: Mapping[str, Any]) -> dict[str, "Array"]:
+    """The arrays of outputs, which may be lists (sequences) or dicts (maps) of such: `name.0`, `name.key`."""
     import numpy as np
 
-    specs = _spec(a), _spec(b)
+    found: dict[str, Array] = {}
+    todo = list(outputs.items())[::-1]
+    while todo:
+        name, value = todo.pop()
+        if isinstance(value, dict):
+            todo += [(f"{name}.{key}", value[key]) for key in sorted(value, key=str, reverse=True)]
+        elif isinstance(value, list):
+            todo += [(f"{name}.{index}", value[index]) for index in reversed(range(len(value)))]
+        elif value is not None:  # an optional that holds nothing
+            found[name] = np.asarray(value)
+    return found
+
+
+def compare(name: str, a: "Array | None", b: "Array | None", tolerance: Tolerance) -> Compared:
+    """How output `a` compares with `b`, the reference; None for one that is not there."""
+    import numpy as np
+
+    specs = spec(a), spec(b)
+    if a is None or b is None:
+        return Compared(name, *specs, equal=False)
     if a.shape != b.shape:
         return Compared(name, *specs, equal=False)
     same_dtype = a.dtype == b.dtype
+    a, b = (v.astype(np.float32) if v.dtype.kind == "V" else v for v in (a, b))  # types of ml_dtypes
     if a.dtype.kind not in "biufc" or b.dtype.kind not in "biufc":
         return _texts(name, specs, a, b)
     wide = np.result_type(a.dtype, b.dtype, np.float64) if "f" in (a.dtype.kind, b.dtype.kind) else None
@@ -123,5 +144,9 @@ def _plain(value: Any) -> float | int | str:
     return str(found) if isinstance(found, complex) else found
 
 
-def _spec(array: "Array") -> str:
-    return f"{array.dtype.name}[{','.join(map(str, array.shape))}]"
+def spec(array: "Array | None") -> str:
+    """Dtype and shape of an array: `float32[1,10]`."""
+    if array is None:
+        return "nothing"
+    kind = "string" if array.dtype.kind in "OUS" else array.dtype.name
+    return f"{kind}[{','.join(map(str, array.shape))}]"

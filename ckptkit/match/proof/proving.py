@@ -5,29 +5,27 @@ is evidence, not proof in the mathematical sense: it holds for the inputs that w
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ckptkit.core.dtypes import DTYPES
 from ckptkit.core.errors import CkptError
-from ckptkit.core.graph import TensorGraph, Value
+from ckptkit.core.graph import TensorGraph
 from ckptkit.core.staging import Staging
 from ckptkit.format import read
-from ckptkit.match.proof.compare import TOLERANCES, Compared, Tolerance, compare
-from ckptkit.match.proof.runners import Module, Refused, Runner, Session
+from ckptkit.match.proof.compare import TOLERANCES, Compared, Tolerance, compare, leaves, spec
+from ckptkit.match.proof.pairing import pair, pair_outputs
+from ckptkit.match.proof.runners import TIME_LIMIT, Module, Refused, Runner, Session
 from ckptkit.match.proof.samples import Arrays, Sample, guesses, read_npz, samples, write_npz
 from ckptkit.match.proof.signature import Input, signature
-from ckptkit.targets.factory import refuse_code
+from ckptkit.targets.factory import load_weights, make_module, refuse_code
 
-RANDOM = (
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-    "Multinomial",
-    "Bernoulli",
+RANDOM = frozenset(
+    ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
 )
+_SHOWN = 8  # names that differ
 
 Outputs = dict[str, Any]
 
@@ -102,11 +100,13 @@ def prove(
     save: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     allow_code: bool = False,
+    time_limit: float = TIME_LIMIT,
 ) -> Proof:
     """Run model A and a reference on the same inputs and compare the outputs.
 
-    Inputs and outputs are matched by name, or by position where the names differ. A free dimension gets a size that
-    the reference runs with; inputs that it refuses are skipped, those that only A refuses are a difference.
+    Inputs are matched by name, by type where the names differ, or by position; outputs by name or position. A free
+    dimension gets a size that the reference runs with; inputs that it refuses are skipped, those that only A refuses
+    are a difference.
 
     Args:
         a: an ONNX model.
@@ -120,8 +120,9 @@ def prove(
         rtol, atol: tolerances instead of those of `compare.TOLERANCES`.
         save: folder to write inputs and outputs to, as .npz; `overwrite` replaces it.
         allow_code: the user's own code may be run.
+        time_limit: seconds that one run of an ONNX model may take.
 
-    Raises CkptError: a model cannot be read or run, or their signatures differ (`signatures-differ`).
+    Raises CkptError: a model cannot be read or run, or not in time, or their signatures differ (`signatures-differ`).
     """
     if weights is not None and module is None:
         raise CkptError("usage", "--weights are for a module", None, "--module package.module:factory")
@@ -132,68 +133,108 @@ def prove(
         )
     if module is not None:
         refuse_code(module, allow_code)
-    graphs = [graph]
-    reference: Runner
-    names: Sequence[str]
-    session = Session(os.fspath(a), seed)
+    session = Session(os.fspath(a), seed, time_limit)
+    wanted = Wanted(inputs, dims or {}, seed, count)
     if against is not None:
-        graphs.append(_model(against))
-        reference = Session(os.fspath(against), seed)
-        names = reference.outputs
-        _check(graphs[0], graphs[1])
-    else:
-        assert module is not None
-        held = weights if weights is None or isinstance(weights, TensorGraph) else read(weights, section)
-        reference = _module(module, held, session.outputs, seed)
-        names = session.outputs
-    if len(names) != len(session.outputs):
-        raise CkptError(
-            "signatures-differ", f"{len(session.outputs)} outputs, and {len(names)}", reference.label
-        )
-    given = _signature(graphs[-1], inputs)
+        other = _model(against)
+        names = pair(graph, other)
+        reference = Session(os.fspath(against), seed, time_limit)
+        return _proved(session, graph, reference, other, names, wanted, rtol, atol, _target(save), overwrite)
+    assert module is not None
+    held = weights if weights is None or isinstance(weights, TensorGraph) else read(weights, section)
+    made = make_module(module)
+    if held is not None:
+        load_weights(made, held, module)
+    runner = Module(module, made, session.outputs, seed)
+    return _proved(session, graph, runner, None, {}, wanted, rtol, atol, _target(save), overwrite)
+
+
+def _target(save: str | os.PathLike[str] | None) -> str | None:
+    return None if save is None else os.fspath(save)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to run on: files, or the sizes, seed and number of inputs to be made."""
+
+    files: Sequence[str | os.PathLike[str]] = ()
+    dims: Mapping[str, int] = field(default_factory=dict)
+    seed: int = 0
+    count: int = 3
+
+
+def _proved(
+    session: Session,
+    graph: TensorGraph,
+    reference: Runner,
+    other: TensorGraph | None,
+    names: Mapping[str, str],
+    wanted: Wanted,
+    rtol: float | None = None,
+    atol: float | None = None,
+    save: str | None = None,
+    overwrite: bool = False,
+) -> Proof:
+    """Run both on the same inputs. `names` are inputs of the reference → of A, its graph is `other` if it has one."""
+    graphs = [graph] if other is None else [graph, other]
+    theirs = reference.outputs if isinstance(reference, Session) else session.outputs
+    outputs = pair_outputs(session.outputs, theirs, reference.label)
     tolerance = _tolerance(graphs, rtol, atol)
-    taken, skipped = _reference(reference, given, inputs, dims or {}, seed, count)
-    by_name = set(names) == set(session.outputs)
-    order = session.outputs if by_name else names
-    pairs = dict(zip(session.outputs, order, strict=True))
-    renames = _renames(graphs, session.inputs)
-    runs, outputs = [], []
-    for sample, expected in taken:
-        run, found = _run(session, sample, renames, expected, pairs, tolerance)
+    taken, skipped = _reference(reference, _signature(graphs[-1], wanted.files), wanted)
+    runs, kept = [], []
+    for sample, given in taken:
+        expected = leaves({outputs[name]: value for name, value in given.items()})
+        run, found = _run(session, sample, names, expected, tolerance)
         runs.append(run)
-        outputs.append(found)
+        kept.append((sample, found, expected))
     if save is not None:
-        _save(
-            os.fspath(save), [(s, found, b) for (s, b), found in zip(taken, outputs, strict=True)], overwrite
-        )
-    random = sorted({node.op for g in graphs for node in g.nodes if node.op in RANDOM})
+        _save(save, kept, overwrite)
     return Proof(
-        a=os.fspath(a),
+        a=session.label,
         b=reference.label,
-        seed=seed,
+        seed=wanted.seed,
         tolerance=tolerance,
         runs=tuple(runs),
         skipped=skipped,
-        notes=(f"outputs may depend on chance: {', '.join(random)}",) if random else (),
-        saved=None if save is None else os.fspath(save),
+        notes=tuple(_notes(graphs, names, outputs)),
+        saved=save,
     )
+
+
+def _notes(
+    graphs: Sequence[TensorGraph], inputs: Mapping[str, str], outputs: Mapping[str, str]
+) -> Iterator[str]:
+    operators = {op for graph in graphs for op in graph.origin.details.get("operators", ())}
+    if random := sorted(operators & RANDOM):
+        yield f"outputs may depend on chance: {', '.join(random)}"
+    for what, names in (("inputs", inputs), ("outputs", outputs)):
+        other = [f"{mine} is {theirs}" for theirs, mine in names.items() if theirs != mine]
+        if other:
+            more = f", and {len(other) - _SHOWN} more" if len(other) > _SHOWN else ""
+            yield f"{what} of other names: {', '.join(other[:_SHOWN])}{more}"
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What a model is to be proved against before it is put in place: another model, or a module with weights."""
+    """What a model is to be proved against before it is put in place: another model, or a module with weights.
+
+    `made` is a module that is there already, with its weights; `module` then is what it is called.
+    """
 
     against: str | None = None
     module: str | None = None
     weights: TensorGraph | None = None
-    dims: Mapping[str, int] | None = None
+    made: Any = None
 
     def prove(self, path: str | os.PathLike[str]) -> Proof:
         """Prove a model file. Raises CkptError `prove-failed` unless all outputs are equal, and what `prove` raises."""
-        allowed = self.module is not None
-        proof = prove(
-            path, self.against, module=self.module, weights=self.weights, dims=self.dims, allow_code=allowed
-        )
+        if self.made is not None:
+            session = Session(os.fspath(path), 0)
+            runner = Module(self.module or "", self.made, session.outputs, 0)
+            proof = _proved(session, _model(path), runner, None, {}, Wanted())
+        else:
+            allowed = self.module is not None
+            proof = prove(path, self.against, module=self.module, weights=self.weights, allow_code=allowed)
         if not proof.equal:
             run = next(run for run in proof.runs if not run.equal)
             raise CkptError("prove-failed", f"{_reason(run)}, on the inputs {run.name!r}", proof.b)
@@ -217,56 +258,11 @@ def _model(path: str | os.PathLike[str]) -> TensorGraph:
     return graph
 
 
-def _module(spec: str, weights: TensorGraph | None, outputs: Sequence[str], seed: int) -> Module:
-    from ckptkit.targets.factory import load_weights, make_module
-
-    made = make_module(spec)
-    if weights is not None:
-        load_weights(made, weights, spec)
-    return Module(spec, made, outputs, seed)
-
-
-def _check(a: TensorGraph, b: TensorGraph) -> None:
-    """Refuse models whose inputs do not correspond."""
-    mine, theirs = ({value.name: value for value in g.inputs} for g in (a, b))
-    names = mine if mine.keys() == theirs.keys() else theirs
-    pairs = (
-        [(mine[n], theirs[n]) for n in mine] if names is mine else list(zip(a.inputs, b.inputs, strict=False))
-    )
-    if len(mine) == len(theirs) and all(x.dtype == y.dtype and _fit(x, y) for x, y in pairs):
-        return
-    texts = (", ".join(map(_described, g.inputs)) or "none" for g in (a, b))
-    raise CkptError("signatures-differ", f"inputs {' and '.join(texts)}", f"{a.origin.path}, {b.origin.path}")
-
-
-def _fit(x: Value, y: Value) -> bool:
-    """Whether some array suits both."""
-    if x.shape is None or y.shape is None:
-        return True
-    free = (
-        m == n or not isinstance(m, int) or not isinstance(n, int)
-        for m, n in zip(x.shape, y.shape, strict=False)
-    )
-    return len(x.shape) == len(y.shape) and all(free)
-
-
-def _described(value: Value) -> str:
-    shape = "?" if value.shape is None else ",".join("?" if n is None else str(n) for n in value.shape)
-    return f"{value.name}:{value.dtype}[{shape}]"
-
-
 def _signature(graph: TensorGraph, files: Sequence[object]) -> tuple[Input, ...]:
     """What the reference takes; with inputs of the user's own only the names matter."""
     if files:
         return tuple(Input(value.name, value.dtype, ()) for value in graph.inputs)
     return signature(graph)
-
-
-def _renames(graphs: Sequence[TensorGraph], inputs: Sequence[str]) -> dict[str, str]:
-    """Name of an input in the samples → in A."""
-    theirs = [value.name for value in graphs[-1].inputs]
-    mine = [value.name for value in graphs[0].inputs]
-    return {} if set(theirs) <= set(inputs) else dict(zip(theirs, mine, strict=True))
 
 
 def _tolerance(graphs: Sequence[TensorGraph], rtol: float | None, atol: float | None) -> Tolerance:
@@ -278,28 +274,22 @@ def _tolerance(graphs: Sequence[TensorGraph], rtol: float | None, atol: float | 
 
 
 def _reference(
-    reference: Runner,
-    inputs: tuple[Input, ...],
-    files: Sequence[str | os.PathLike[str]],
-    dims: Mapping[str, int],
-    seed: int,
-    count: int,
-) -> tuple[list[tuple[Sample, Outputs]], dict[str, str]]:
+    reference: Runner, inputs: tuple[Input, ...], wanted: Wanted
+) -> tuple[list[tuple[Sample, dict[str, Any]]], dict[str, str]]:
     """The inputs that the reference takes with what it gives, and those that it refuses."""
     skipped: dict[str, str] = {}
     taken = []
-    if files:
-        for file in files:
-            sample = read_npz(os.fspath(file))
-            _complete(sample, inputs)
+    if wanted.files:
+        for file in wanted.files:
+            sample = _complete(read_npz(os.fspath(file)), inputs)
             try:
                 taken.append((sample, reference.run(sample.arrays)))
             except Refused as error:
                 raise CkptError("model-refused", str(error), f"{reference.label} on {sample.name}") from None
         return taken, skipped
     reason = ""
-    for sizes in guesses(inputs, dims):
-        made = samples(inputs, sizes, dims, seed, max(count, 1))
+    for sizes in guesses(inputs, wanted.dims):
+        made = samples(inputs, sizes, wanted.dims, wanted.seed, max(wanted.count, 1))
         first = next(made)
         try:
             taken.append((first, reference.run(first.arrays)))
@@ -320,7 +310,10 @@ def _reference(
     )
 
 
-def _complete(sample: Sample, inputs: tuple[Input, ...]) -> None:
+def _complete(sample: Sample, inputs: tuple[Input, ...]) -> Sample:
+    """The sample, if it has exactly these inputs; types that numpy lacks come as bytes and get their type again."""
+    from ckptkit.core.arrays import numpy_dtype
+
     missing = [one.name for one in inputs if one.name not in sample.arrays]
     unknown = sorted(sample.arrays.keys() - {one.name for one in inputs})
     if missing or unknown:
@@ -328,26 +321,28 @@ def _complete(sample: Sample, inputs: tuple[Input, ...]) -> None:
         raise CkptError(
             "prove-inputs", what, sample.name, f"inputs: {', '.join(one.name for one in inputs) or 'none'}"
         )
+    arrays = {}
+    for one in inputs:
+        array = sample.arrays[one.name]
+        if array.dtype.kind == "V" and one.dtype in DTYPES and DTYPES[one.dtype].bits == array.itemsize * 8:
+            array = array.view(numpy_dtype(DTYPES[one.dtype]))
+        arrays[one.name] = array
+    return Sample(sample.name, arrays)
 
 
 def _run(
-    session: Session,
-    sample: Sample,
-    renames: Mapping[str, str],
-    expected: Outputs,
-    pairs: Mapping[str, str],
-    tolerance: Tolerance,
+    session: Session, sample: Sample, names: Mapping[str, str], expected: Outputs, tolerance: Tolerance
 ) -> tuple[Run, Outputs]:
-    shapes = {
-        name: f"{array.dtype.name}[{','.join(map(str, array.shape))}]"
-        for name, array in sample.arrays.items()
-    }
+    shapes = {name: spec(array) for name, array in sample.arrays.items()}
     try:
-        found = session.run({renames.get(name, name): array for name, array in sample.arrays.items()})
+        given = session.run({names.get(name, name): array for name, array in sample.arrays.items()})
     except Refused as error:
         return Run(sample.name, shapes, (), str(error)), {}
-    compared = tuple(compare(name, found[name], expected[pairs[name]], tolerance) for name in found)
-    return Run(sample.name, shapes, compared), found
+    found = leaves(given)
+    compared = [
+        compare(name, found.get(name), expected.get(name), tolerance) for name in {**found, **expected}
+    ]
+    return Run(sample.name, shapes, tuple(compared)), found
 
 
 def _save(folder: str, runs: Sequence[tuple[Sample, Outputs, Outputs]], overwrite: bool) -> None:

@@ -3,7 +3,7 @@
 Random: floats from a normal distribution, ids evenly over their rows, masks of ones padded with zeros at the end.
 `zeros`: floats and ids are zero. `large`: floats a hundred times as large, ids the last of their rows. In both, masks
 are all ones. Integers of 8 bits take their whole range (they are pixels or quantised); other integers that nothing
-bounds lie between 1 and 4.
+bounds lie between 1 and 4. Strings are of a short list; `zeros` has empty ones.
 """
 
 import zipfile
@@ -23,11 +23,16 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 Arrays = Mapping[str, "Array"]
+_TEXTS = ("", "a", "word", "two words", "Zürich", "42")
 LARGEST = 1 << 30  # bytes of the inputs of one run
 # Sizes tried for free dimensions other than the batch, until the reference runs
 SIZES = (8, 16, 32, 64, 128, 224, 256, 512, 1, 4)
 BATCHES = (2, 1)
 _RUNNABLE = (
+    "string",
+    "bfloat16",
+    "float8_e4m3fn",
+    "float8_e5m2",
     "float16",
     "float32",
     "float64",
@@ -116,7 +121,15 @@ def _sample(inputs: Sequence[Input], sizes: Mapping[str, int], name: str, seed: 
 def _values(one: Input, shape: tuple[int, ...], kind: str, random: "np.random.Generator") -> "Array":
     import numpy as np
 
-    dtype = np.dtype(one.dtype)
+    from ckptkit.core.arrays import numpy_dtype
+
+    if one.dtype == "string":
+        texts = np.array(_TEXTS, object)
+        return (
+            texts[random.integers(0, len(_TEXTS), shape)] if kind == "random" else np.full(shape, "", object)
+        )
+    dtype = numpy_dtype(DTYPES[one.dtype])
+    is_float = DTYPES[one.dtype].kind == "float"
     if one.is_mask:
         values: Array = np.ones(shape)
         if kind == "random" and values.ndim and shape[-1]:
@@ -124,11 +137,11 @@ def _values(one: Input, shape: tuple[int, ...], kind: str, random: "np.random.Ge
             values = np.arange(shape[-1]) < kept[..., None]
     elif dtype.kind == "b":
         values = random.integers(0, 2, shape) if kind == "random" else np.full(shape, kind == "large")
-    elif dtype.kind == "f" and one.rows is None:
+    elif is_float and one.rows is None:
         values = np.zeros(shape) if kind == "zeros" else random.standard_normal(shape)
         values = values * (100 if kind == "large" else 1)
     else:
-        low, high = _range(one, dtype)
+        low, high = (0, one.rows or 1) if is_float else _range(one, dtype)
         edge = low if kind == "zeros" else high - 1
         values = random.integers(low, high, shape) if kind == "random" else np.full(shape, edge)
     made: Array = np.asarray(values).astype(dtype)
@@ -139,8 +152,6 @@ def _range(one: Input, dtype: "np.dtype[Any]") -> tuple[int, int]:
     """Least value and the one after the greatest."""
     import numpy as np
 
-    if dtype.kind == "f":
-        return 0, one.rows or 1
     limits = np.iinfo(dtype)
     if one.rows is not None:
         return 0, max(1, min(one.rows, int(limits.max)))
@@ -160,7 +171,10 @@ def read_npz(path: str) -> Sample:
         if claimed > LARGEST:
             raise CkptError("over-budget", f"inputs of {claimed} bytes, more than {LARGEST}", path)
         with np.load(path, allow_pickle=False) as held:
-            return Sample(path, {name: held[name] for name in held.files})
+            arrays = {name: held[name] for name in held.files}
+            return Sample(
+                path, {n: a.astype(object) if a.dtype.kind in "US" else a for n, a in arrays.items()}
+            )
     except FileNotFoundError:
         raise CkptError("not-found", "no such file", path) from None
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
@@ -173,6 +187,8 @@ def write_npz(path: str, arrays: Arrays) -> None:
 
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays.items():
+            if array.dtype.kind == "O":
+                array = array.astype(str)
             # A date of its own would make equal arrays unequal files.
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
                 np.lib.format.write_array(

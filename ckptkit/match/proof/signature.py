@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ckptkit.core.errors import CkptError
-from ckptkit.core.graph import Node, TensorGraph
+from ckptkit.core.graph import Node, TensorGraph, Value
 
 # Operators whose output holds elements of their inputs, and no others.
 _CARRIES = {
@@ -57,13 +57,19 @@ def signature(graph: TensorGraph) -> tuple[Input, ...]:
         if not value.dtype or value.shape is None:
             raise CkptError(
                 "prove-inputs",
-                f"the input {value.name!r} is no tensor of known type and rank",
+                f"the input {value.name!r} is {_what(value)}, and only tensors of known type and rank are made",
                 graph.origin.path,
-                "--inputs FILE.npz gives the inputs to run with" if value.dtype else None,
+                None if "(" in value.dtype else "--inputs FILE.npz gives the inputs to run with",
             )
         shape = tuple(_label(value.name, axis, size) for axis, size in enumerate(value.shape))
         found.append(Input(value.name, value.dtype, shape, rows.get(value.name)))
     return tuple(found)
+
+
+def _what(value: Value) -> str:
+    if not value.dtype:
+        return "of no known type"
+    return value.dtype if "(" in value.dtype else f"{value.dtype} of no known rank"
 
 
 def free(inputs: Iterable[Input]) -> dict[str, bool]:
