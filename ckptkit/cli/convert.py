@@ -34,7 +34,7 @@ def _size(text: str) -> int:
     headings={
         "What to take": "section variant include exclude",
         "What to change": "rules let reverse approximate dtype keep_dtype ties metadata no_metadata",
-        "ONNX": "into exported_from name_map external prove module allow_code",
+        "ONNX": "into exported_from allow_head_change name_map external prove module allow_code",
         "What may be lost": "allow_loss max_expand",
         "How to write": "to max_shard_size with_code sidecar receipt verify dry_run overwrite",
         "How to print": "style quiet help",
@@ -85,6 +85,9 @@ def _size(text: str) -> int:
     metavar="PATH",
     type=click.Path(),
     help="The checkpoint that BASE.onnx was exported from.",
+)
+@click.option(
+    "--allow-head-change", is_flag=True, help="With --into: its last layer may get another number of classes."
 )
 @click.option(
     "--name-map", metavar="FILE.json", type=click.Path(), help="With --into: write which weight went where."

@@ -45,6 +45,8 @@ CODES: dict[str, str] = {
     "graph-kept": "what of an ONNX model stays as it was while its weights are replaced",
     "graph-needed": "an ONNX target needs a graph, and the source holds weights only",
     "graph-typed": "a tensor of an ONNX graph got a dtype or shape that its nodes do not expect",
+    "head-change": "a graph that does not work with another number of classes as it stands",
+    "head-changed": "the last layer of a graph was exchanged for one with another number of classes",
     "header-invalid": "a header does not say what its format demands",
     "header-too-large": "a header claims more bytes than any real one has",
     "index-invalid": "an index of shards does not say which file holds which tensor",

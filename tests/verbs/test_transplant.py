@@ -328,3 +328,41 @@ def test_a_detector_folded_and_not(shared_data: Path, tmp_path: Path) -> None:
         "scores": True,
         "boxes": False,
     }  # the simplified graph gives boxes before they are decoded
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_name_map_is_as_documented(tmp_path: Path) -> None:
+    """Keys and types, names that are there, and the same bytes every time."""
+    base, tuned, inputs = shaken(Attention(), 0), shaken(Attention(), 1), torch.randint(0, 50, (1, 7))
+    torch.save(base.state_dict(), tmp_path / "base.pt")
+    torch.save(tuned.state_dict(), tmp_path / "tuned.pt")
+    export(base, inputs, tmp_path / "base.onnx", False)
+    into = {"into": tmp_path / "base.onnx", "exported_from": tmp_path / "base.pt"}
+    maps = []
+    for turn in "ab":
+        place = tmp_path / f"{turn}.json"
+        ck.convert(tmp_path / "tuned.pt", tmp_path / f"{turn}.onnx", name_map=place, **into)
+        maps.append(place.read_bytes())
+    assert maps[0] == maps[1]
+    document = json.loads(maps[0])
+    types = {
+        "initializer": str, "sources": list, "operation": str, "dtype": str, "shape": list, "kept": bool, "ulp": int
+    }  # fmt: skip
+    assert list(document) == ["schema", "base", "exported_from", "weights", "constants", "unused"]
+    assert document["schema"] == "ckptkit.name-map/1"
+    assert (document["base"], document["exported_from"]) == tuple(map(str, into.values()))
+    new, state = onnx.load(tmp_path / "a.onnx"), tuned.state_dict()
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in new.graph.initializer}
+    assert {row["initializer"] for row in document["weights"]} <= set(values)
+    for row in document["weights"]:
+        assert {key: type(value) for key, value in row.items()} == types
+        assert set(row["sources"]) <= set(state)
+        value = values[row["initializer"]]
+        assert (list(value.shape), str(value.dtype)) == (row["shape"], row["dtype"])
+        if row["operation"] in state:
+            assert np.array_equal(value, state[row["operation"]].numpy())
+        elif row["operation"].startswith("transpose("):
+            assert np.array_equal(value, state[row["sources"][0]].numpy().T)
+    assert set(state) == {name for row in document["weights"] for name in row["sources"]}
+    assert not set(document["constants"]) & {row["initializer"] for row in document["weights"]}
+    assert document["unused"] == []

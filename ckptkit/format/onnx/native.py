@@ -1,5 +1,6 @@
 """What the reader remembers so that the writer can write the model again: where each tensor message stands."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ckptkit.core.files import File
@@ -39,6 +40,7 @@ class Native:
     """A model as read: its file, each tensor by the name it has there, its metadata_props, and its scopes.
 
     `routines` are model-local functions and training info, each as a node: its signature, its bodies as attributes.
+    `resized` gives values of the main graph whose declared shape changes: axis counted from the end, new size.
     `scopes` maps where each graph or function starts to what the names of its tensors begin with.
     """
 
@@ -47,3 +49,4 @@ class Native:
     metadata: dict[str, str]
     scopes: dict[int, str]
     routines: tuple[Node, ...] = ()
+    resized: Mapping[str, tuple[int, int]] = field(default_factory=dict)

@@ -22,6 +22,7 @@ from ckptkit.format.onnx.native import Frame, Native
 from ckptkit.format.onnx.patch import Edit, patched
 from ckptkit.format.onnx.placing import Place, Weight, is_external, lost_ties, place
 from ckptkit.format.onnx.rename import rename_edits
+from ckptkit.format.onnx.resize import declared, resize_edits
 from ckptkit.format.onnx.schema import MODEL, PAIR
 from ckptkit.format.onnx.wire import LENGTH, Span, Wire, encode_field, encode_varint
 from ckptkit.format.sharing import kept_ties
@@ -62,6 +63,7 @@ def layout(graph: TensorGraph, name: str, options: WriteOptions) -> Layout:
             edits += _data_edits(wire, weight, native, placed.places.get(weight.name))
         edits += _name_edits(wire, native, graph, weights)
         edits += _metadata_edits(wire, native, graph)
+        edits += resize_edits(wire, native)
         pieces, size = patched(wire, edits)
     if size > LIMIT:
         raise CkptError(
@@ -100,7 +102,8 @@ def _weights(graph: TensorGraph, native: Native) -> list[Weight]:
         if stored is None:
             raise CkptError("graph-incomplete", "the ONNX graph has no place for this tensor", name)
         was = stored.tensor
-        if tensor.shape != was.shape or (tensor.dtype != was.dtype and name in rigid):
+        shape = declared(was.shape, native.resized.get(graph.renamed.get(name, name)))
+        if tensor.shape != shape or (tensor.dtype != was.dtype and name in rigid):
             raise CkptError(
                 "graph-typed",
                 f"the graph's nodes expect {_type(was)}, not {_type(tensor)}",
@@ -148,7 +151,8 @@ def _data_edits(wire: Wire, weight: Weight, native: Native, place: Place | None)
     was_external = is_external(weight.stored, native)
     was = weight.stored.tensor
     same_dtype = tensor.dtype == was.dtype
-    if place is None and not was_external and was.source is None and tensor.nbytes and same_dtype:
+    same = same_dtype and tensor.shape == was.shape
+    if place is None and not was_external and was.source is None and tensor.nbytes and same:
         # Raw data, or packed floats, which are the same: new or old values in the same place.
         yield Edit(frame, was.offset, was.offset + was.nbytes, (tensor,), weight.name)
         return

@@ -23,10 +23,11 @@ from dataclasses import dataclass, replace
 
 from ckptkit.core.errors import CkptError
 from ckptkit.core.findings import Finding
-from ckptkit.core.graph import TensorGraph
+from ckptkit.core.graph import TensorGraph, Value
 from ckptkit.core.tensor import Tensor
-from ckptkit.match.finder import TWINS, Match, Source, equal, find
+from ckptkit.match.finder import TWINS, Cast, Match, Permute, Source, equal, find
 from ckptkit.match.finder.layout import cast_to, castable
+from ckptkit.match.transplant.head import resized
 from ckptkit.match.transplant.produce import produce
 
 UNUSED, AMBIGUOUS = "weights-unused", "weights-ambiguous"
@@ -72,18 +73,20 @@ class Transplant:
     notes: tuple[Finding, ...]
 
 
-def transplant(weights: TensorGraph, base: TensorGraph, origin: TensorGraph | None = None) -> Transplant:
+def transplant(
+    weights: TensorGraph, base: TensorGraph, origin: TensorGraph | None = None, *, head_change: bool = False
+) -> Transplant:
     """`base` with the weights of `weights`; `origin` is the checkpoint that `base` was exported from.
 
-    Raises CkptError `graph-needed` when `base` is no ONNX model, `transplant-unaccounted`, `transplant-missing`,
-    `transplant-shape`.
+    `head_change` lets the last layer have another number of classes (`head`). Raises CkptError `graph-needed` when
+    `base` is no ONNX model, `transplant-unaccounted`, `transplant-missing`, `transplant-shape`, `head-change`.
     """
     if not base.nodes:
         raise CkptError(
             "graph-needed", "this holds weights only, and no graph to put them into", base.origin.path
         )
     if origin is None:
-        return _by_name(weights, base)
+        return _by_name(weights, base, head_change)
     found = find(origin, base)
     used = {name for match in found.pairs for name in match.sources}
     lost = [name for name in found.unmatched_a if not _is_index(origin[name])]
@@ -91,21 +94,22 @@ def transplant(weights: TensorGraph, base: TensorGraph, origin: TensorGraph | No
     if own and lost:
         hint = f"is {origin.origin.path} what it was exported from? --exclude leaves out what has no place in the graph"
         raise _unaccounted(own, lost, base, hint)
-    _complete(used, weights, origin, base)
+    _complete(used, weights, origin, base, head_change)
     supply = {name: _like(weights[name], origin[name], name) for name in used}
     losses = [*_ambiguous(found.pairs, supply, origin)]
     left = [name for name in weights if name not in used and not _is_index(weights[name])]
     losses += _unused(list(_changed(left, weights, origin, supply)), base)
-    placed = [_place(match, supply, origin, base) for match in found.pairs]
+    sizes = _resized(found.pairs, supply, origin, base)
+    placed = [_place(match, supply, origin, base, sizes) for match in found.pairs]
     worst = max((p.ulp for p, _ in placed if not p.kept), default=0)
     notes = []
     if worst:
         text = f"folds are repeated by the formula that gives the base's values within {worst} ulp"
         notes.append(Finding("fold-inexact", "note", "", text))
-    return _result(base, placed, left, losses, notes)
+    return _result(base, placed, left, losses, notes, sizes)
 
 
-def _by_name(weights: TensorGraph, base: TensorGraph) -> Transplant:
+def _by_name(weights: TensorGraph, base: TensorGraph, head_change: bool) -> Transplant:
     """Names decide; every weight must have its place, and every place its weight."""
     hint = "--exported-from PATH, the checkpoint that the graph was exported from, finds them by content"
     common = [name for name in base if name in weights]
@@ -114,11 +118,36 @@ def _by_name(weights: TensorGraph, base: TensorGraph) -> Transplant:
     if lost or not common:
         raise _unaccounted(own, lost, base, hint)
     for name in common:
-        _fits(name, weights[name], base[name], hint)
+        if not head_change:
+            _fits(name, weights[name], base[name], hint)
     supply = {name: _like(weights[name], base[name], name) for name in common}
-    placed = [_place(Match(name, Source(name), "same"), supply, None, base) for name in common]
+    pairs = [Match(name, Source(name), "same") for name in common]
+    sizes = _resized(pairs, supply, base, base)
+    placed = [_place(match, supply, None, base, sizes) for match in pairs]
     text = "weights were matched by name alone; --exported-from proves the match"
-    return _result(base, placed, (), (), [Finding("matched-by-name", "note", "", text)])
+    return _result(base, placed, (), (), [Finding("matched-by-name", "note", "", text)], sizes)
+
+
+def _resized(
+    pairs: Iterable[Match], supply: Mapping[str, Tensor], origin: TensorGraph, base: TensorGraph
+) -> dict[str, tuple[int, int]]:
+    """Values of the graph whose declared sizes change, as `head.resized` gives them.
+
+    Raises CkptError `head-change` for a layer whose weights were not merely moved into the graph, and its errors.
+    """
+    changed = {name for name, tensor in supply.items() if tensor.shape != origin[name].shape}
+    shapes = {}
+    for match in pairs if changed else ():
+        if changed.isdisjoint(match.sources):
+            continue
+        inner = match.expression
+        while isinstance(inner, Permute | Cast):
+            inner = inner.of
+        if not isinstance(inner, Source):
+            what = f"the graph has {match.text}, which does not go with another shape of {match.sources[0]!r}"
+            raise CkptError("head-change", what, base.origin.path, "export the new model")
+        shapes[match.target] = produce(match.expression, supply).shape
+    return resized(base, shapes) if shapes else {}
 
 
 def _result(
@@ -127,24 +156,49 @@ def _result(
     unused: Sequence[str],
     losses: Sequence[Finding],
     notes: Sequence[Finding],
+    sizes: Mapping[str, tuple[int, int]],
 ) -> Transplant:
     new = {entry.name: tensor for entry, tensor in placed}
     graph = replace(base, tensors={name: new.get(name, tensor) for name, tensor in base.items()})
+    if sizes:
+        graph = replace(
+            graph,
+            inputs=tuple(_sized(value, sizes) for value in base.inputs),
+            outputs=tuple(_sized(value, sizes) for value in base.outputs),
+            native=replace(base.native, resized=sizes),
+        )
+        (size,) = {size for _, size in sizes.values()}
+        text = f"the last layer gives {size} classes now; so do the declared shapes of {_names(list(sizes))}"
+        notes = [*notes, Finding("head-changed", "note", "", text)]
     constants = tuple(name for name in base if name not in new)
     return Transplant(
         graph, tuple(entry for entry, _ in placed), constants, tuple(unused), tuple(losses), tuple(notes)
     )
 
 
+def _sized(value: Value, sizes: Mapping[str, tuple[int, int]]) -> Value:
+    """The value with its declared shape changed, where it declares a number."""
+    axis, size = sizes.get(value.name, (0, 0))
+    shape = value.shape
+    if not size or shape is None or not isinstance(shape[axis], int):
+        return value
+    place = len(shape) + axis
+    return replace(value, shape=(*shape[:place], size, *shape[place + 1 :]))
+
+
 def _place(
-    match: Match, supply: Mapping[str, Tensor], origin: TensorGraph | None, base: TensorGraph
+    match: Match,
+    supply: Mapping[str, Tensor],
+    origin: TensorGraph | None,
+    base: TensorGraph,
+    sizes: Mapping[str, tuple[int, int]],
 ) -> tuple[Placed, Tensor]:
     """A weight of the graph with its new values."""
     name, was = match.target, base[match.target]
     made = produce(match.expression, supply)
     if made.dtype is not was.dtype:
         made = _like(made, was, name)
-    if made.shape != was.shape:
+    if made.shape != was.shape and name not in sizes:
         raise CkptError(
             "transplant-shape", f"{list(made.shape)}, where the graph has {list(was.shape)}", name
         )
@@ -165,8 +219,10 @@ def _like(tensor: Tensor, wanted: Tensor, name: str) -> Tensor:
     return cast_to(tensor, wanted.dtype)
 
 
-def _complete(used: Iterable[str], weights: TensorGraph, origin: TensorGraph, base: TensorGraph) -> None:
-    """Refuse weights that lack a tensor of the graph, or have it in another shape."""
+def _complete(
+    used: Iterable[str], weights: TensorGraph, origin: TensorGraph, base: TensorGraph, head_change: bool
+) -> None:
+    """Refuse weights that lack a tensor of the graph, or have it in another shape, unless that is meant."""
     missing = [name for name in origin if name in set(used) and name not in weights]
     if missing:
         raise CkptError(
@@ -175,8 +231,14 @@ def _complete(used: Iterable[str], weights: TensorGraph, origin: TensorGraph, ba
             weights.origin.path,
             f"names must be those of {origin.origin.path}; --rules renames",
         )
-    for name in used:
-        _fits(name, weights[name], origin[name], f"the graph of {base.origin.path} is made for that shape")
+    for name in () if head_change else used:
+        _fits(
+            name,
+            weights[name],
+            origin[name],
+            f"the graph of {base.origin.path} is made for that shape; --allow-head-change, if only the number of "
+            "classes of its last layer differs",
+        )
 
 
 def _fits(name: str, tensor: Tensor, wanted: Tensor, hint: str) -> None:

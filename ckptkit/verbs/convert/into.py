@@ -71,6 +71,7 @@ def put_into(
     section: str | None,
     include: Sequence[str],
     exclude: Sequence[str],
+    head_change: bool,
 ) -> tuple[Into, Rewrite]:
     """The rewrite of a source, carried on into the graph of the model `into`.
 
@@ -86,7 +87,7 @@ def put_into(
         origin = origin.select([name for name in origin if name in kept - _matching(origin, exclude)])
     for graph in filter(None, (base, origin)):
         refuse_to_stream(graph)
-    done = transplant(rewrite.graph, base, origin)
+    done = transplant(rewrite.graph, base, origin, head_change=head_change)
     trace = {name: Trace(()) for name in base}
     for placed in done.weights:
         before = [rewrite.trace[name] for name in placed.sources]

@@ -130,6 +130,7 @@ def plan(
     with_code: bool = False,
     into: str | os.PathLike[str] | None = None,
     exported_from: str | os.PathLike[str] | None = None,
+    allow_head_change: bool = False,
     name_map: str | os.PathLike[str] | None = None,
     prove: bool = False,
     module: str | None = None,
@@ -163,6 +164,7 @@ def plan(
         into: ONNX model whose graph the weights go into, its own weights replaced; DST gets that graph.
         exported_from: the checkpoint that `into` was exported from, by which renamed, transposed, joined and folded
             weights are found; without it names decide.
+        allow_head_change: with `into`, the last layer of the graph may get another number of classes.
         name_map: JSON file for the map from weights of the graph to those of the checkpoint.
         prove: run the ONNX model written, and its source, or a `module` (`package.module:factory`) with the weights
             of the source; different outputs are an error. A module needs `allow_code`.
@@ -198,11 +200,13 @@ def plan(
         from ckptkit.verbs.convert.into import casts, put_into
 
         read_weights = graph
-        put, rewrite = put_into(replace(rewrite, graph=graph), into, exported_from, section, include, exclude)
+        given = replace(rewrite, graph=graph)
+        put, rewrite = put_into(given, into, exported_from, section, include, exclude, allow_head_change)
         graph, cast = rewrite.graph, casts(put, read_weights)
         original = {name: step.sources[0] if step.sources else "" for name, step in rewrite.trace.items()}
-    elif exported_from is not None or name_map is not None:
-        option = "--exported-from" if exported_from is not None else "--name-map"
+    elif exported_from is not None or name_map is not None or allow_head_change:
+        option = "--allow-head-change" if allow_head_change else "--name-map"
+        option = option if exported_from is None else "--exported-from"
         raise CkptError("usage", f"{option} goes with a graph to put weights into", None, "--into BASE.onnx")
     kept = _kept(graph, cast, writer.name) if dtype else ()
     graph = replace(graph, metadata=_metadata(graph, metadata, no_metadata))
