@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from ckptkit.core.graph import TensorGraph
 from ckptkit.format import read
 from ckptkit.rules.ruleset import Rules, preset_text, presets
 from ckptkit.verbs.convert import convert
-from tests.rules.support import code_of, names, stored
+from tests.rules.support import code_of, stored
 from tests.support import ROOT
 
 # preset → folder of the answers, values that the files do not hold
@@ -229,29 +228,6 @@ def test_gpt2_from_tensorflow_and_as_linear(tmp_path: Path) -> None:
     assert np.array_equal(linear.numpy(), wanted["transformer.h.1.mlp.c_fc.weight"].T)
 
 
-@pytest.mark.parametrize(
-    ("preset", "cls", "config", "settings"),
-    [
-        (
-            "yolos-hf",
-            "YolosForObjectDetection",
-            "YolosConfig",
-            {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16,
-             "image_size": [32, 32], "patch_size": 16, "num_detection_tokens": 2, "use_mid_position_embeddings": False},
-        ),
-    ],
-)  # fmt: skip
-def test_names_are_those_of_transformers(
-    preset: str, cls: str, config: str, settings: dict[str, Any]
-) -> None:
-    """The reversed preset accounts for every tensor of the model, and forwards gives them all again."""
-    model = small(cls, config, **settings)
-    source = names(*model.state_dict(), shape=(6, 6))
-    rules = Rules.preset(preset)
-    original = rules.reversed().apply(source).graph
-    assert set(rules.apply(original).graph) == set(source)
-
-
 def test_weight_norm_in_both_spellings_and_folded(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="needs the torch extra")
     layer = torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv1d(4, 6, 3), dim=2)
@@ -278,35 +254,3 @@ def test_batch_norms_folded_give_the_same_outputs(tmp_path: Path) -> None:
     weight, bias = (torch.from_numpy(made[f"model.0.conv.{p}"].numpy().copy()) for p in ("weight", "bias"))
     wanted = block.eval()(x)
     assert torch.allclose(torch.nn.functional.conv2d(x, weight, bias), wanted, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("preset", "before", "after"),
-    [
-        ("unwrap-data-parallel", "module.a.weight", "a.weight"),
-        ("unwrap-compile", "_orig_mod.a.weight", "a.weight"),
-        ("unwrap-compile", "model._orig_mod.a.weight", "model.a.weight"),
-        (
-            "unwrap-fsdp",
-            "_fsdp_wrapped_module.l.0._checkpoint_wrapped_module._fsdp_wrapped_module.q.weight",
-            "l.0.q.weight",
-        ),
-        ("unwrap-lightning", "model.a.weight", "a.weight"),
-        ("bert-gamma-beta", "bert.x.0.LayerNorm.gamma", "bert.x.0.LayerNorm.weight"),
-        ("gpt2-published-hf", "h.3.ln_1.weight", "transformer.h.3.ln_1.weight"),
-        (
-            "detr-hf",
-            "transformer.decoder.layers.4.multihead_attn.out_proj.bias",
-            "model.decoder.layers.4.encoder_attn.out_proj.bias",
-        ),
-        ("detr-hf", "backbone.0.body.layer1.0.conv1.weight", "model.backbone.conv_encoder.model.layer1.0.conv1.weight"),
-        ("attention-in-proj-split", "a.in_proj_weight", "a.k_proj.weight"),
-        ("attention-qkv-split", "a.qkv.bias", "a.v.bias"),
-    ],
-)  # fmt: skip
-def test_names(preset: str, before: str, after: str) -> None:
-    rules = Rules.preset(preset)
-    findings = rules.check(names(before, shape=(6, 2)))
-    assert {finding.code for finding in findings} <= {"rule-unmatched"}
-    loose = replace(rules.parsed, rules=tuple(replace(rule, optional=True) for rule in rules.parsed.rules))
-    assert after in Rules(loose, {}).apply(names(before, shape=(6, 2))).graph
