@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from ckptkit.core.graph import TensorGraph
     from ckptkit.core.tensor import Tensor
     from ckptkit.format import formats, read
+    from ckptkit.match.published import recognise
     from ckptkit.rules.outcome import Rewrite
     from ckptkit.rules.ruleset import Rules
+    from ckptkit.targets.catalogue import architectures
     from ckptkit.targets.contract import Contract
     from ckptkit.verbs.check import CheckReport, check
     from ckptkit.verbs.convert import Plan, Receipt, convert, plan, write
@@ -53,6 +55,7 @@ _HOME = {
     "ScanReport": "ckptkit.verbs.scan",
     "Tensor": "ckptkit.core.tensor",
     "TensorGraph": "ckptkit.core.graph",
+    "architectures": "ckptkit.targets.catalogue",
     "check": "ckptkit.verbs.check",
     "convert": "ckptkit.verbs.convert",
     "diff": "ckptkit.verbs.diff",
@@ -62,6 +65,7 @@ _HOME = {
     "plan": "ckptkit.verbs.convert",
     "prove": "ckptkit.verbs.prove",
     "read": "ckptkit.format",
+    "recognise": "ckptkit.match.published",
     "scan": "ckptkit.verbs.scan",
     "write": "ckptkit.verbs.convert",
 }
@@ -84,6 +88,7 @@ __all__ = [
     "ScanReport",
     "Tensor",
     "TensorGraph",
+    "architectures",
     "check",
     "convert",
     "diff",
@@ -93,6 +98,7 @@ __all__ = [
     "plan",
     "prove",
     "read",
+    "recognise",
     "scan",
     "write",
 ]

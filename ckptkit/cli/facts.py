@@ -7,6 +7,7 @@ from ckptkit.cli.text import Terminal, clean, columns, count, finding_text, shap
 from ckptkit.core.graph import Leaf, TensorGraph, Value
 from ckptkit.core.tensor import Tensor
 from ckptkit.core.words import plural
+from ckptkit.match.published import described
 from ckptkit.verbs.inspect import Summary
 
 FEW = 8  # facts of one kind shown before "N more"
@@ -20,6 +21,7 @@ def facts(graph: TensorGraph, summary: Summary, title: str, terminal: Terminal, 
     yield from _answer(graph, summary, title, terminal)
     for key, values in (
         ("looks like", _scheme(summary)),
+        ("target", _target(summary)),
         ("wrapped in", _wrappers(summary)),
         ("quantised", [f"{q.family} ({plural(q.weights, 'weight')})" for q in summary.quantized]),
         ("sections", _sections(graph)),
@@ -85,13 +87,26 @@ def _spare(summary: Summary) -> int:
 
 
 def _scheme(summary: Summary) -> list[str]:
+    """The published model, or whose names they are; and the sizes."""
     naming = summary.naming
     if not naming.scheme:
         return []
     sizes = [
-        plural(n, _COUNTED[what], what) if what in _COUNTED else f"{what} {n}" for what, n in naming.sizes
+        plural(n, _COUNTED[what], what) if what in _COUNTED else f"{what} {n}"
+        for what, n in naming.sizes
+        if not naming.known or what not in naming.known.model.sizes
     ]
+    if model := described(naming):
+        return [model, ", ".join(sizes)] if sizes else [model]
     return [", ".join([f"{naming.scheme} ({naming.family} names)", *sizes])]
+
+
+def _target(summary: Summary) -> list[str]:
+    """What `check` can hold it to, where the file itself names a published model."""
+    known = summary.naming.known
+    if not summary.stated or (known and known.model.name != summary.stated):
+        return []
+    return [f"it says that it is {summary.stated}", f"check --target {summary.stated}"]
 
 
 def _wrappers(summary: Summary) -> list[str]:

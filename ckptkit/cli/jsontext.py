@@ -102,6 +102,7 @@ def inspected(
             "wrappers": summary.naming.wrappers,
             "sizes": dict(summary.naming.sizes),
         },
+        "architecture": _architecture(summary),
         "quantized": [
             {"family": q.family, "weights": q.weights, "parameters": q.parameters} for q in summary.quantized
         ],
@@ -131,6 +132,20 @@ def _usage(usage: "Usage | None") -> dict[str, Any]:
         "folded": usage.folded,
         "constants": usage.constants,
         "unused": usage.unused,
+    }
+
+
+def _architecture(summary: Summary) -> dict[str, object] | None:
+    """The published model, null where none is certain."""
+    known = summary.naming.known
+    if known is None:
+        return None
+    return {
+        "name": known.model.name,
+        "title": known.model.title,
+        "scheme": known.scheme,
+        "head": known.head or "published",
+        "differences": known.differences,
     }
 
 

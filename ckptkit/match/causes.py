@@ -210,6 +210,8 @@ class Causes:
 
     def is_head(self, item: Mismatch) -> bool:
         """Whether the tensor belongs to the outputs of a model, and only how many there are differs."""
+        if self.target.tensors[item.name].head:
+            return item.what == "shape"
         shape, expected = self.found.tensors[item.name].shape, self._expected(item.name)
         differs = item.what == "shape" and len(expected) == len(shape) > 0
         return differs and expected[1:] == shape[1:] and is_head_name(item.name)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.tensor import Tensor
-from ckptkit.targets.target import Dim, Size, Spec, Target, weights
+from ckptkit.match.schemes import unwrapped
+from ckptkit.targets.target import Dim, Size, Spec, Target, dtypes_text, weights
 
 
 class Mismatch(NamedTuple):
@@ -50,6 +51,19 @@ def fit(graph: TensorGraph, target: Target) -> Fit:
     return compare(tensors, target)
 
 
+def closest(graph: TensorGraph, target: Target) -> Target:
+    """Of a target that has others, the one whose names are most like the checkpoint's, wrappers aside."""
+    if not target.others:
+        return target
+    names = {unwrapped(name) for name in weights(graph)}
+
+    def likeness(one: Target) -> float:
+        required = {unwrapped(name) for name, spec in one.tensors.items() if not spec.optional}
+        return len(names & set(map(unwrapped, one.tensors))) / len(names | required)
+
+    return max((target, *target.others), key=likeness)
+
+
 def compare(tensors: Mapping[str, Tensor], target: Target) -> Fit:
     """As `fit`, for tensors under whatever names."""
     sizes = _settled(tensors, target)
@@ -64,7 +78,7 @@ def compare(tensors: Mapping[str, Tensor], target: Target) -> Fit:
                 missing.append(name)
             continue
         if spec not in texts:
-            texts[spec] = (concrete(spec, sizes), "|".join(spec.dtypes))
+            texts[spec] = (concrete(spec, sizes), dtypes_text(spec.dtypes))
         shape, dtypes = texts[spec]
         good = True
         if spec.dtypes and tensor.dtype.name not in spec.dtypes:

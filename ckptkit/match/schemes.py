@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ckptkit.core.tensor import Tensor
+from ckptkit.targets.catalogue.recognition import Recognised, recognise
 
 HF, TV, TIMM, ORIGINAL = "Hugging Face", "torchvision", "timm", "original"
 
@@ -30,12 +31,14 @@ class Naming:
         family: whose names they are ("Hugging Face"); "" if no scheme fits.
         wrappers: prefixes to take off, outermost first, until the scheme's own names appear.
         sizes: what shapes settle, label → number ("layers", "width", "heads", "vocab", "classes", …).
+        known: the published model it is, if every tensor but those of its outputs has the published shape.
     """
 
     scheme: str = ""
     family: str = ""
     wrappers: tuple[str, ...] = ()
     sizes: tuple[tuple[str, int], ...] = ()
+    known: Recognised | None = None
 
 
 class Scheme(NamedTuple):
@@ -206,7 +209,8 @@ def naming(tensors: Mapping[str, Tensor]) -> Naming:
         if found is not None:
             scheme, root = found
             name = scheme.name + _variant(scheme, tensors)
-            return Naming(name, scheme.family, (*wrappers, *inside), _sizes(scheme, root, tensors))
+            known = recognise(f"{scheme.name}/{scheme.family}", tensors)
+            return Naming(name, scheme.family, (*wrappers, *inside), _sizes(scheme, root, tensors), known)
         holder = next((h for h in (*HOLDERS, *WRAPPERS) if _all_start(tensors, h)), None)
         if holder is None:
             break

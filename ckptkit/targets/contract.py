@@ -21,7 +21,8 @@
     files:
       model.safetensors: {sha256: <64 digits>, size: 16060556376}
 
-Patterns are described in `ckptkit.targets.pattern`. A shape may be left out; one of its sizes is a number, a
+Patterns are described in `ckptkit.targets.pattern`. The dtype `float` means float64, float32, float16 or bfloat16,
+`any` means every one. A shape may be left out; one of its sizes is a number, a
 dimension, a multiple of one (`3*d`) or `?`.
 """
 
@@ -36,7 +37,7 @@ from ckptkit.core.files import File
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.names import natural
 from ckptkit.targets.pattern import NAMES, expand, numbers
-from ckptkit.targets.target import Policies, Size, Spec, Stored, Target
+from ckptkit.targets.target import Policies, Size, Spec, Stored, Target, dtypes_text
 
 VERSION = "1"
 SUFFIX = ".ckpt.yaml"
@@ -177,7 +178,7 @@ def size_text(nbytes: int) -> str:
 
 def spec_text(spec: Spec) -> str:
     """`float32 [vocab, d]`."""
-    dtypes = "|".join(spec.dtypes) or "any"
+    dtypes = dtypes_text(spec.dtypes)
     return dtypes if spec.shape is None else f"{dtypes} [{', '.join(map(dim_text, spec.shape))}]"
 
 

@@ -11,9 +11,9 @@ from ckptkit.rules.nodes import SIZE, Node
 from ckptkit.rules.nodes import load as load_nodes
 from ckptkit.targets.contract import VERSION, Contract, Entry, expand_ties, size_of
 from ckptkit.targets.pattern import WORD, expand, numbers
-from ckptkit.targets.target import Dim, Policies, Size, Spec, Stored
+from ckptkit.targets.target import FLOATS, Dim, Policies, Size, Spec, Stored
 
-__all__ = ["SIZE", "parse"]
+__all__ = ["SIZE", "WIDER", "Parser", "parse"]
 
 T = TypeVar("T")
 
@@ -22,6 +22,7 @@ _KEYS = (
     _HEAD, "checkpoint", "ranges", "dimensions", "tensors", "optional", "ties", "metadata", "forbidden",
     "unlisted", "policies", "digest", "files",
 )  # fmt: skip
+WIDER: Mapping[str, tuple[str, ...]] = {"any": (), "float": FLOATS}  # words for several dtypes
 _POLICIES = ("dtypes", "max_size", "values")
 _SPEC = re.compile(r"([^\s\[\]]+)\s*(?:\[([^\[\]]*)\])?")
 _MULTIPLE = re.compile(r"([1-9][0-9]{0,8})\s*\*\s*([A-Za-z_]\w*)", re.ASCII)
@@ -37,7 +38,7 @@ def parse(text: str, path: str) -> Contract:
             raise
         hint = "a name that begins with { is quoted"
         raise CkptError("contract-invalid", error.message, error.where, hint) from None
-    contract = _Parser(path).contract(root)
+    contract = Parser(path).contract(root)
     comment = "".join(re.findall(r"\A(?:[ \t]*(?:#[^\n]*)?\n)+", text))
     return contract if not comment.strip() else _with_comment(contract, comment)
 
@@ -49,7 +50,9 @@ def _with_comment(contract: Contract, comment: str) -> Contract:
 
 
 @dataclass(slots=True)
-class _Parser:
+class Parser:
+    """Reads the nodes of a file; each mistake is an error with its line."""
+
     path: str
 
     def fail(self, node: Node, message: str, hint: str | None = None) -> NoReturn:
@@ -166,7 +169,7 @@ class _Parser:
         match = _SPEC.fullmatch(text.strip())
         if match is None:
             self.fail(node, f"{text!r} is no dtype and shape", "such as float32 [vocab, d]")
-        dtypes = () if match[1] == "any" else tuple(match[1].split("|"))
+        dtypes = WIDER[match[1]] if match[1] in WIDER else tuple(match[1].split("|"))
         for name in dtypes:
             self.dtype(node, name)
         sizes = match[2]

@@ -1,11 +1,12 @@
-"""What `--target` names: a contract, another checkpoint, a configuration of transformers, or a module of the user."""
+"""What `--target` names: a contract, another checkpoint, a configuration of transformers, a module of the user,
+or a published architecture."""
 
 import os
 from os import PathLike
 
 from ckptkit.core.errors import CkptError
 from ckptkit.format import read
-from ckptkit.targets import instantiate, made
+from ckptkit.targets import catalogue, instantiate, made
 from ckptkit.targets.contract import SUFFIX, Contract
 from ckptkit.targets.factory import is_spec
 from ckptkit.targets.target import Target
@@ -19,8 +20,8 @@ def resolve(
     """The target of this path or name.
 
     Args:
-        path: of a contract, checkpoint, config.json or folder; or `package.module:factory`, unless there is such a
-            path.
+        path: of a contract, checkpoint, config.json or folder; or `package.module:factory` or the name of a published
+            architecture, unless there is such a path.
         allow_code: the factory may be called. Only what the user says may allow that, never a file.
         time_limit: seconds that making a model may take; by default `instantiate.TIME_LIMIT`.
 
@@ -31,7 +32,12 @@ def resolve(
     if not os.path.exists(name):
         if is_spec(name):
             return made.of_factory(name, allow_code=allow_code, time_limit=limit)
-        hint = f"a target is a contract (*{SUFFIX}), a checkpoint, a config.json, or package.module:factory"
+        if catalogue.is_name(name):
+            return catalogue.target(name)
+        near = catalogue.near(name)
+        known = f"a contract (*{SUFFIX}), a checkpoint, a config.json, package.module:factory"
+        hint = f"a target is {known}, or one of `ckptkit architectures`"
+        hint = f"meant: {', '.join(near)}" if near else hint
         raise CkptError("not-found", "there is no such target", name, hint)
     if is_contract(name):
         return Contract.load(name).target()

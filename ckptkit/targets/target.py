@@ -24,6 +24,9 @@ MADE = ("module", "config")  # kinds of targets that are modules, which tie thei
 Size = int | Dim | None  # None: any
 
 
+FLOATS = ("float64", "float32", "float16", "bfloat16")  # written `float`: what models are trained and kept in
+
+
 class Spec(NamedTuple):
     """What is expected of one tensor.
 
@@ -31,11 +34,18 @@ class Spec(NamedTuple):
         dtypes: names of the element types allowed; empty for any.
         shape: the size of each dimension; None for any shape.
         optional: it may be missing.
+        head: it belongs to the outputs of the model.
     """
 
     dtypes: tuple[str, ...] = ()
     shape: tuple[Size, ...] | None = None
     optional: bool = False
+    head: bool = False
+
+
+def dtypes_text(dtypes: tuple[str, ...]) -> str:
+    """Element types as a contract has them."""
+    return "float" if dtypes == FLOATS else "|".join(dtypes) or "any"
 
 
 class Stored(NamedTuple):
@@ -112,7 +122,8 @@ class Target:
 
     Attributes:
         path: what the target was made from.
-        kind: `contract`, `checkpoint`, `module` (of the user) or `config` (a model of transformers).
+        kind: `contract`, `checkpoint`, `architecture` (of the catalogue), `module` (of the user) or `config` (a model
+            of transformers).
         tensors: name → what is expected of it.
         dimensions: name → size; None where any size will do, as long as all tensors agree.
         ties: groups of names that share their bytes.
@@ -126,6 +137,7 @@ class Target:
         loader: the library that loads it, if that is known.
         made: what a module is, in words; notes: what is worth telling of it.
         dtype: the element type that its configuration states; it is no error if weights have another.
+        others: what would do as well: the same model in other names, or with another head.
     """
 
     path: str
@@ -144,6 +156,7 @@ class Target:
     made: str = ""
     notes: tuple[str, ...] = ()
     dtype: str = ""
+    others: "tuple[Target, ...]" = ()
 
     @classmethod
     def of(cls, graph: TensorGraph) -> "Target":

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ckptkit.core.files import File
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.tensor import Tensor
+from ckptkit.match.published import stated
 from ckptkit.match.quantized import Quantized, quantized
 from ckptkit.match.schemes import Naming, naming
 from ckptkit.match.usage import Usage, usage
@@ -45,6 +46,7 @@ class Summary:
         ties: tied name → the first name of its group.
         slices: names whose storage is larger than they are.
         naming: what the names tell.
+        stated: the published model that the file itself says it is (`arch: resnet50`); "" if it says none.
         quantized: the families of quantised weights.
         usage: what the operators of an ONNX graph do with the tensors; None without a graph.
     """
@@ -59,6 +61,7 @@ class Summary:
     ties: Mapping[str, str]
     slices: tuple[str, ...]
     naming: Naming
+    stated: str
     quantized: tuple[Quantized, ...]
     usage: Usage | None
 
@@ -99,6 +102,7 @@ def summarise(graph: TensorGraph) -> Summary:
         ties={name: names[0] for names in groups for name in names[1:]},
         slices=slices,
         naming=naming(tensors),
+        stated=stated(graph),
         quantized=families,
         usage=usage(graph),
     )

@@ -9,7 +9,8 @@ from ckptkit.core.findings import Severity
 from ckptkit.core.graph import TensorGraph
 from ckptkit.match import naming
 from ckptkit.match.causes import FEWER, GAP, MORE, Causes, Reason, covers, is_head_name, same_shapes
-from ckptkit.match.fit import Fit, compare, fit, shape_text
+from ckptkit.match.fit import Fit, closest, compare, fit, shape_text
+from ckptkit.match.published import other_model
 from ckptkit.match.renaming import renaming
 from ckptkit.targets.target import MADE, Target
 from ckptkit.verbs.check.fixes import Case, fixes
@@ -34,6 +35,7 @@ def judge(
     graph: TensorGraph, target: Target, allowed: Allowed = _NOTHING, findings: Iterable[Misfit] = ()
 ) -> CheckReport:
     """The report on a checkpoint that was read; `findings` are those made before."""
+    target = closest(graph, target)
     found = was = fit(graph, target)
     renamed = renaming(found.tensors, target) if found.missing and found.unexpected else None
     if renamed is not None:
@@ -75,7 +77,7 @@ def judge(
         fixes=() if fits else tuple(fixes(case)),
         tensors=len(found.tensors),
         fitting=found.fitting,
-        expected=sum(not spec.optional for spec in target.tensors.values()),
+        expected=sum(not spec.optional or name in found.tensors for name, spec in target.tensors.items()),
         allowed=tensors.count(None),
     )
 
@@ -156,6 +158,8 @@ def _summary(case: Case, demanded: bool) -> str:
 
 
 def _kind(case: Case) -> str:
+    if other := other_model(case.graph, case.target):
+        return f"wrong architecture: this is {other}"
     found, expected = case.found, max(1, len(case.target.tensors))
     shapes = sum(item.what == "shape" for item in found.mismatched)
     share = (len(case.target.tensors) - len(found.missing) - shapes) / expected  # whatever their dtypes
