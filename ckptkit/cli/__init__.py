@@ -31,6 +31,7 @@ _COMMANDS = {
     "rules": "Change",
     "export": "Deploy",
     "prove": "Deploy",
+    "architectures": "About",
     "formats": "About",
 }
 _CHOICES = (

@@ -40,6 +40,7 @@ class _Job(NamedTuple):
         "ckptkit check tuned.pt --target base.safetensors --allow-mismatch 'fc.*'",
         "ckptkit check llama/ --target llama/config.json",
         "ckptkit check model.pt --target my.models:build --allow-code",
+        "ckptkit check tuned.pt --target resnet50,classes=10",
         "ckptkit check last.ckpt",
         "ckptkit check --all --format github",
     )
@@ -49,7 +50,9 @@ class _Job(NamedTuple):
     "--target",
     metavar="T",
     type=click.Path(),
-    help="A contract, checkpoint, ONNX model or config.json, by its path; or package.module:factory.",
+    shell_complete=options.architectures,
+    help="A contract, checkpoint, ONNX model or config.json, by its path; package.module:factory; or a published "
+    "architecture, such as resnet50.",
 )
 @options.allow_code
 @options.time_limit

@@ -17,9 +17,10 @@ from ckptkit.core.words import plural
         "ckptkit contract model.safetensors -o model.ckpt.yaml",
         "ckptkit contract llama/ --files -o llama.ckpt.yaml",
         "ckptkit contract model.safetensors -o model.ckpt.yaml --update",
+        "ckptkit contract resnet50,classes=10",
     )
 )
-@click.argument("path", type=click.Path())
+@click.argument("path", type=click.Path(), shell_complete=options.architectures)
 @click.option("-o", "--output", metavar="FILE", type=click.Path(), help="Where to write it; else to stdout.")
 @click.option("--update", is_flag=True, help="Bring the existing FILE up to date and show what changes.")
 @click.option("--files", is_flag=True, help="State SHA-256 and size of the files, for git-LFS pointers.")
@@ -74,7 +75,8 @@ def command(
     if output is None:
         sys.stdout.write(contract.text())
         return 0
-    contract = replace(contract, checkpoint=_relative(path, output))
+    if os.path.exists(path):
+        contract = replace(contract, checkpoint=_relative(path, output))
     contract.save(output, overwrite=overwrite)
     if not quiet:
         names = len(contract.target().tensors)

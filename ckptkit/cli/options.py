@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,6 +42,17 @@ def output(*formats: str) -> Callable[[F], F]:
         )(command)
 
     return decorate
+
+
+def architectures(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Shell completion of a target: published architectures, and files."""
+    from ckptkit.targets import catalogue
+
+    known = [model for model in catalogue.architectures() if model.name.startswith(incomplete.lower())]
+    return [
+        CompletionItem(incomplete, type="file"),
+        *(CompletionItem(model.name, help=model.title) for model in known if incomplete),
+    ]
 
 
 def pair(text: str) -> tuple[str, str]:

@@ -30,8 +30,8 @@ def described(naming: Naming) -> str:
 def recognise(graph: TensorGraph) -> Recognised | None:
     """The published model that a checkpoint is, by its names and shapes; None where that is not certain.
 
-    Every tensor must be there with its published shape, but for the outputs, the dimensions that may differ (vocabulary,
-    positions, classes), and what wrappers put before the names.
+    Every tensor must be there with its published shape, but for the outputs, the dimensions that may differ
+    (vocabulary, positions, classes), and what wrappers put before the names.
     """
     return naming(graph.tensors).known
 
@@ -62,6 +62,20 @@ def other_model(graph: TensorGraph, target: Target) -> str:
     if found.known is None or wanted is None or found.known.model.title == wanted.title:
         return ""
     return described(found)
+
+
+def other_family(graph: TensorGraph, target: Target) -> str:
+    """Whose names the checkpoint has, where they are no names of the target's family; "" where that is not sure."""
+    if target.kind != "architecture":
+        return ""
+    found = naming(graph.tensors)
+    wanted = catalogue.find(target.path.partition("@")[0])
+    if not found.scheme or wanted is None:
+        return ""
+    scheme = found.scheme.partition("-")[0]
+    if any(scheme == name.partition("-")[0] for name in catalogue.families(wanted)):
+        return ""
+    return f"{found.scheme} ({found.family} names)"
 
 
 def _said(difference: Difference) -> str:

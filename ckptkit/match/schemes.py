@@ -157,6 +157,8 @@ SCHEMES: tuple[Scheme, ...] = (
     Scheme("AlexNet", TV, ("",), "features.0.weight features.3.weight features.6.weight features.8.weight features.10.weight classifier.1.weight "
            "classifier.4.weight classifier.6.weight", "classes=classifier.6.weight:0", absent="features.2.weight"),
     Scheme("VGG", TV, ("",), "features.0.weight classifier.0.weight classifier.3.weight classifier.6.weight", "classes=classifier.6.weight:0"),
+    Scheme("VGG", TIMM, ("",), "features.0.weight pre_logits.fc1.weight", "classes=head.fc.weight:0"),
+    Scheme("DenseNet", TV, ("",), "features.conv0.weight features.denseblock1.denselayer1.conv.1.weight", "classes=classifier.weight:0"),
     Scheme("SqueezeNet", TV, ("",), "features.0.weight features.3.squeeze.weight features.3.expand1x1.weight", "classes=classifier.1.weight:0"),
     Scheme("GoogLeNet", TV, ("",), "conv1.conv.weight inception3a.branch1.conv.weight", "classes=fc.weight:0"),
     Scheme("Inception v3", TV, ("",), "Conv2d_1a_3x3.conv.weight Mixed_5b.branch1x1.conv.weight", "classes=fc.weight:0"),

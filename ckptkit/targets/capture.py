@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from ckptkit.core.errors import CkptError
@@ -30,6 +31,17 @@ def capture(graph: TensorGraph) -> Contract:
     tensors = weights(graph)
     named, classes = _dimensions(tensors)
     rows = [(name, _spec(name, tensor, named, classes)) for name, tensor in tensors.items()]
+    dimensions = {label: size for size, label in named.items()} | ({"classes": classes} if classes else {})
+    ties = tuple(
+        tuple(map(escape, group))
+        for group in graph.storages()
+        if len(group) > 1 and set(group) <= tensors.keys()
+    )
+    return replace(folded(rows), dimensions=dimensions, ties=ties)
+
+
+def folded(rows: Iterable[tuple[str, Spec]]) -> Contract:
+    """The contract that expects these names as they are specified; names must differ."""
     lines = list(patterns(rows))
     ranges = _ranges(pattern for pattern, _ in lines)
     names = {f"{{{numbers}}}": f"{{{letter}}}" for letter, numbers in ranges.items()}
@@ -39,17 +51,7 @@ def capture(graph: TensorGraph) -> Contract:
             if pattern.count(written) == 1:
                 pattern = pattern.replace(written, name)
         entries.append(Entry(pattern, spec))
-    dimensions = {label: size for size, label in named.items()} | ({"classes": classes} if classes else {})
-    return Contract(
-        ranges=ranges,
-        dimensions=dimensions,
-        entries=tuple(entries),
-        ties=tuple(
-            tuple(map(escape, group))
-            for group in graph.storages()
-            if len(group) > 1 and set(group) <= tensors.keys()
-        ),
-    )
+    return Contract(ranges=ranges, entries=tuple(entries))
 
 
 def _dimensions(tensors: Mapping[str, Tensor]) -> tuple[dict[int, str], int]:

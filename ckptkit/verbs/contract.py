@@ -7,7 +7,8 @@ from ckptkit.core.graph import TensorGraph
 from ckptkit.format import read
 from ckptkit.match.fit import concrete, fit
 from ckptkit.match.stored import stored
-from ckptkit.targets.capture import capture
+from ckptkit.targets import catalogue
+from ckptkit.targets.capture import capture, folded
 from ckptkit.targets.contract import Contract, Entry
 from ckptkit.targets.target import Target
 
@@ -23,13 +24,17 @@ def write_contract(
     """The contract that a checkpoint fits exactly.
 
     Args:
-        source: a path, or a graph as `read` gives it.
+        source: a path, or a graph as `read` gives it; or the name of a published architecture.
         section, variant: as in `read`, for a path.
         files: state SHA-256 and size of each file, so that git-LFS pointers can be checked; reads them.
         digest: state the content digest; reads all tensors.
 
     Raises CkptError when the checkpoint cannot be read.
     """
+    if isinstance(source, str) and not os.path.exists(source) and catalogue.is_name(source):
+        aim = catalogue.target(source)
+        contract = folded((name, spec._replace(head=False)) for name, spec in aim.tensors.items())
+        return replace(contract, dimensions=aim.dimensions)
     graph = source if isinstance(source, TensorGraph) else read(source, section, variant=variant)
     contract = capture(graph)
     if files:

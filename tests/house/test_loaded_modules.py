@@ -26,7 +26,8 @@ HEAVY = {
 NONE: set[str] = set()
 NUMBERS = {"numpy", "ml_dtypes"}
 COMMANDS = (
-    "inspect", "show", "diff", "digest", "check", "contract", "scan", "convert", "rules", "export", "prove", "formats",
+    "inspect", "show", "diff", "digest", "check", "contract", "scan", "convert", "rules", "export", "prove",
+    "architectures", "formats",
 )  # fmt: skip
 INPUTS = ("x.safetensors", "x.pt", "x.onnx")
 
@@ -38,6 +39,9 @@ CASES: list[tuple[str, set[str], int]] = [
     ("no-such-command", NONE, 2),
     ("formats", {"tabulate"}, 0),
     ("formats --json", NONE, 0),
+    ("architectures bert", NONE, 0),
+    ("check x.pt --target resnet18", {"yaml"}, 1),
+    ("contract resnet18", {"yaml"}, 0),
     *((f"{command} --help", NONE, 0) for command in COMMANDS),
     *((f"inspect {path}", NONE, 0) for path in INPUTS),
     *((f"inspect {path} --json", NONE, 0) for path in INPUTS),

@@ -14,7 +14,7 @@ from ckptkit.core.errors import CkptError
 
 if TYPE_CHECKING:
     from ckptkit.targets.catalogue.architecture import Architecture
-    from ckptkit.targets.target import Spec, Target
+    from ckptkit.targets.target import Target
 
 DATA = os.path.join(os.path.dirname(__file__), "data")
 
@@ -76,9 +76,17 @@ def near(name: str) -> list[str]:
     return get_close_matches(name.lower().replace("_", "-"), load()["names"], 3, 0.7)
 
 
+def families(model: Published) -> set[str]:
+    """What `ckptkit.match.schemes` may take a model for."""
+    from ckptkit.targets.catalogue.index import load
+
+    forms = load()["forms"].items()
+    return {key.partition("/")[0] for key, rows in forms for row in rows if row["family"] == model.family}
+
+
 def is_name(text: str) -> bool:
     """Whether a text names a model of the catalogue, alone or with scheme and sizes."""
-    return find(text.partition("@")[0].partition(",")[0]) is not None
+    return find(text.partition(",")[0].partition("@")[0]) is not None
 
 
 def target(text: str) -> "Target":
@@ -88,11 +96,13 @@ def target(text: str) -> "Target":
     """
     from dataclasses import replace
 
-    name, at, rest = text.partition("@")
-    scheme, *given = rest.split(",") if at else ("", *name.split(",")[1:])
-    model = find(name.partition(",")[0])
+    first, *given = text.split(",")
+    name, _, scheme = first.partition("@")
+    model = find(name)
     if model is None:
-        raise CkptError("not-found", "there is no such architecture", text, "ckptkit architectures lists them")
+        raise CkptError(
+            "not-found", "there is no such architecture", text, "ckptkit architectures lists them"
+        )
     found = family(model.family)
     schemes = [s for s in model.schemes if s in found.schemes]
     if scheme:
@@ -100,11 +110,12 @@ def target(text: str) -> "Target":
         if not schemes:
             hint = f"there are {', '.join(model.schemes)}"
             raise CkptError("not-found", f"{model.name} has no contract for names of {scheme}", text, hint)
-    sizes = _sizes(given, found, text)
+    sizes = _sizes(given, found.sizes(model.name), text)
     forms = [form for s in schemes for form in _forms(found, model.name, s, sizes)]
     return replace(forms[0], others=tuple(forms[1:]))
 
 
+@cache
 def family(name: str) -> "Architecture":
     """A family by the name of its file. Raises CkptError `contract-invalid`."""
     from ckptkit.targets.catalogue.architecture import Architecture
@@ -120,7 +131,7 @@ def _forms(found: "Architecture", model: str, name: str, given: Mapping[str, int
     scheme = found.schemes[name]
     path = ",".join([f"{model}@{name}", *(f"{dimension}={size}" for dimension, size in given.items())])
     sizes = found.sizes(model, given)
-    anyone: Mapping[str, None] = {dimension: None for dimension in OWN if dimension not in given}
+    anyone: Mapping[str, None] = {dimension: None for dimension in OWN if dimension in {*sizes} - {*given}}
     body = found.body(name, sizes)
     rooted = {scheme.root + key: spec for key, spec in body.items()}
     for head in scheme.heads:
@@ -130,14 +141,15 @@ def _forms(found: "Architecture", model: str, name: str, given: Mapping[str, int
         yield Target(path, "architecture", body)
 
 
-def _sizes(given: Iterable[str], found: "Architecture", text: str) -> dict[str, int]:
+def _sizes(given: Iterable[str], known: Mapping[str, object], text: str) -> dict[str, int]:
+    """The sizes that were given, of dimensions that the model has."""
     sizes = {}
+    names = [name for name, size in known.items() if isinstance(size, int)]
     for item in given:
         name, _, number = item.partition("=")
-        if name not in found.dimensions or not (number.isascii() and number.isdigit() and len(number) < 10):
-            hint = f"such as {text.partition(',')[0]},{next(iter(found.open), 'layers')}=10"
-            known = ", ".join(found.dimensions)
-            raise CkptError("not-found", f"{item!r} is no dimension and size; there are {known}", text, hint)
+        if name not in names or not (number.isascii() and number.isdigit() and len(number) < 10):
+            message = f"{item!r} is no dimension and size; there are {', '.join(names)}"
+            raise CkptError("not-found", message, text, f"such as {text.partition(',')[0]},{names[-1]}=10")
         sizes[name] = int(number)
     return sizes
 

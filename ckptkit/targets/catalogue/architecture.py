@@ -41,7 +41,7 @@ from ckptkit.targets.target import FLOATS, Dim, Spec
 VERSION = "1"
 _HEAD = "ckptkit-architecture"
 _KEYS = (_HEAD, "about", "family", "dimensions", "open", "ranges", "models", "schemes")
-_SCHEME = ("also", "models", "root", "body", "heads")
+_SCHEME = ("also", "families", "models", "root", "body", "heads")
 _LINE = re.compile(r"(optional\s+)?([^\s\[\]]+)\s*(?:\[(.*)\])?")
 _HOLE = re.compile(r"\{((?:(?!\.\.)[^{},])+)\}")  # alternatives have commas or dots, and are left to `expand`
 
@@ -80,10 +80,14 @@ class Model(NamedTuple):
 
 
 class Scheme(NamedTuple):
-    """The names that one library gives; `also` are other libraries with the same names, `models` those it has."""
+    """The names that one library gives; `also` are other libraries with the same names, `models` those it has.
+
+    `families` are what `ckptkit.match.schemes` may take the names for.
+    """
 
     name: str
     also: tuple[str, ...]
+    families: tuple[str, ...]
     models: tuple[str, ...]
     root: str
     body: tuple[Line, ...]
@@ -129,8 +133,6 @@ class Architecture:
         lines = self.schemes[scheme].heads[head]
         found = self._tensors(lines, sizes, head=True)
         for dimension in loose:
-            if dimension not in self.dimensions:
-                continue
             larger = self._tensors(lines, {**sizes, dimension: sizes[dimension] + 1}, head=True)
             for name, axes in standing(found, larger).items():
                 shape = list(found[name].shape or ())
@@ -160,9 +162,9 @@ class Architecture:
                 yield from _module(name, line, shape)
 
     def _bindings(self, line: Line, sizes: Mapping[str, Value]) -> list[Mapping[str, Value]]:
-        """The dimensions with each combination of numbers of the ranges that a line uses, itself or by way of others."""
+        """The dimensions with each combination of numbers of the ranges that a line uses, or that those use."""
         used = {name for part in (*line.holes, *(line.sizes or ())) for name in part.names}
-        for name in reversed(self.ranges):  # a range uses those before it
+        for name in reversed(tuple(self.ranges)):  # a range uses those before it
             if name in used:
                 used |= {other for end in self.ranges[name] for other in end.names}
         bindings: list[Mapping[str, Value]] = [sizes]
@@ -234,15 +236,16 @@ class _Reader(Parser):
             self.fail(root, "this is no architecture", f"its first line is {_HEAD}: {VERSION}")
         nothing = Node({})
         dimensions = self.mapping(top.get("dimensions", nothing))
+        family = self.text(top["family"])
         return Architecture(
             self.text(top["about"]),
-            self.text(top["family"]),
+            family,
             dimensions,
             self.texts(top.get("open", Node(()))),
             {name: self.range(node) for name, node in self.mapping(top.get("ranges", nothing)).items()},
             {name: self.model(name, node, dimensions) for name, node in self.mapping(top["models"]).items()},
             {
-                name: self.scheme(name, node, self.mapping(top["models"]))
+                name: self.scheme(name, node, family, tuple(self.mapping(top["models"])))
                 for name, node in self.mapping(top["schemes"]).items()
             },
         )
@@ -258,13 +261,14 @@ class _Reader(Parser):
         title = self.text(row.pop("title")) if "title" in row else name
         return Model(name, title, self.texts(row.pop("also", Node(()))), row)
 
-    def scheme(self, name: str, node: Node, models: Mapping[str, Node]) -> Scheme:
+    def scheme(self, name: str, node: Node, family: str, models: tuple[str, ...]) -> Scheme:
         given = self.mapping(node, _SCHEME)
         heads = self.mapping(given.get("heads", Node({})))
         return Scheme(
             name,
             self.texts(given.get("also", Node(()))),
-            self.texts(given["models"]) if "models" in given else tuple(models),
+            self.texts(given["families"]) if "families" in given else (family,),
+            self.texts(given["models"]) if "models" in given else models,
             self.text(given["root"]) if "root" in given else "",
             self.lines(given["body"]),
             {head: self.lines(lines) for head, lines in heads.items()},

@@ -64,12 +64,19 @@ def build() -> dict[str, Any]:
             models[model.name] = {
                 "title": model.title,
                 "also": model.also,
-                "schemes": [name for name, scheme in found.schemes.items() if model.name in scheme.models],
+                "schemes": [
+                    name
+                    for scheme in found.schemes.values()
+                    if model.name in scheme.models
+                    for name in (scheme.name, *scheme.also)
+                ],
                 "sizes": {name: sizes[name] for name in found.open},
                 "family": file,
             }
-        for name in found.schemes:
-            forms.setdefault(f"{found.family}/{SCHEMES[name]}", []).append(_form(file, found, name))
+        for name, scheme in found.schemes.items():
+            form = _form(file, found, name)
+            for taken in scheme.families:
+                forms.setdefault(f"{taken}/{SCHEMES[name]}", []).append(form)
     return {"names": names, "models": models, "forms": forms}
 
 

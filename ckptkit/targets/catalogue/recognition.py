@@ -63,9 +63,11 @@ def _recognise(form: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Recogn
             part[key] = tensor
     axes = form["axes"]
     names = form["bodies"].get(fingerprint(_shapes(body), axes))
-    if names is None or _FOREIGN * count > len(tensors):
+    if names is None:
         return None
     known = form["heads"].get(fingerprint(_shapes(head), axes))
+    if known is None and _FOREIGN * count > len(tensors):
+        return None
     sizes = _sizes(axes, {**{key: tensors[root + key] for key in axes if root + key in tensors}, **head})
     model = _choose([model for name in names if (model := find(name)) is not None], sizes)
     if model is None:
@@ -76,7 +78,7 @@ def _recognise(form: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Recogn
         if name in OWN or size != model.sizes[name]
     )
     whole = known is not None or not form["heads"] or (form["root"] and not root)
-    state: Head = "" if whole or differences and head else "other" if head else "none"
+    state: Head = "" if whole or (differences and head) else "other" if head else "none"
     return Recognised(model, form["scheme"], differences, state)
 
 

@@ -10,7 +10,7 @@ from ckptkit.core.graph import TensorGraph
 from ckptkit.match import naming
 from ckptkit.match.causes import FEWER, GAP, MORE, Causes, Reason, covers, is_head_name, same_shapes
 from ckptkit.match.fit import Fit, closest, compare, fit, shape_text
-from ckptkit.match.published import other_model
+from ckptkit.match.published import other_family, other_model
 from ckptkit.match.renaming import renaming
 from ckptkit.targets.target import MADE, Target
 from ckptkit.verbs.check.fixes import Case, fixes
@@ -177,4 +177,5 @@ def _kind(case: Case) -> str:
         return "right architecture, with differences"
     if 1 - len(found.missing) / expected >= _KNOWN:  # the names are there, whatever their shapes
         return "right names, other sizes"
-    return "wrong architecture"
+    other = other_family(case.graph, case.target)
+    return f"wrong architecture: this looks like {other}" if other else "wrong architecture"
