@@ -161,8 +161,13 @@ def test_generated_pages_are_up_to_date(tmp_path: Path) -> None:
         timeout=120,
     )
     pages = sorted(tmp_path.iterdir())
-    homes = {"presets.md": ROOT / "docs" / "rules", "schema.json": ROOT / "ckptkit" / "rules"}
-    assert [page.name for page in pages] == ["causes.md", "cli.md", "errors.md", "formats.md", *homes]
+    homes = {
+        "index.json": ROOT / "ckptkit" / "targets" / "catalogue",
+        "presets.md": ROOT / "docs" / "rules",
+        "schema.json": ROOT / "ckptkit" / "rules",
+    }
+    names = ["catalogue.md", "causes.md", "cli.md", "errors.md", "formats.md", *homes]
+    assert [page.name for page in pages] == names
     for page in pages:
         committed = homes.get(page.name, ROOT / "docs") / page.name
         assert committed.exists(), "run: python -m docs.generate"

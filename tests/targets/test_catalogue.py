@@ -53,10 +53,6 @@ def title(target: str) -> str:
     return model.title
 
 
-def test_the_index_is_up_to_date() -> None:
-    assert Path(index.FILE).read_text("utf-8") == index.text(), "run python -m docs.generate"
-
-
 def forms() -> Iterator[tuple[str, str]]:
     for model in catalogue.architectures():
         for scheme in catalogue.family(model.family).schemes:

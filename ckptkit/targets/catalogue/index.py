@@ -46,14 +46,21 @@ def fingerprint(tensors: Iterable[tuple[str, tuple[int, ...]]], axes: Axes) -> s
     return blake2b("".join(sorted(lines)).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
+def files() -> list[str]:
+    """The families of the catalogue."""
+    from ckptkit.targets.catalogue import DATA
+
+    return sorted(name.removesuffix(".yaml") for name in os.listdir(DATA) if name.endswith(".yaml"))
+
+
 def build() -> dict[str, Any]:
     """The index, from the files of the catalogue."""
-    from ckptkit.targets.catalogue import DATA, SCHEMES, family
+    from ckptkit.targets.catalogue import SCHEMES, family
 
     names: dict[str, str] = {}
     models: dict[str, dict[str, Any]] = {}
     forms: dict[str, list[dict[str, Any]]] = {}
-    for file in sorted(name.removesuffix(".yaml") for name in os.listdir(DATA) if name.endswith(".yaml")):
+    for file in files():
         found = family(file)
         for model in found.models.values():
             for name in (model.name, *model.also):
