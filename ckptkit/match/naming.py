@@ -1,11 +1,14 @@
 """Right model, other naming: presets of rules that give a target its names, tried before they are offered."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from ckptkit.core.dtypes import DTYPES
 from ckptkit.core.errors import CkptError
-from ckptkit.core.graph import TensorGraph
+from ckptkit.core.findings import Finding
+from ckptkit.core.graph import Origin, TensorGraph
+from ckptkit.core.tensor import Tensor
 from ckptkit.match.fit import compare, concrete
 from ckptkit.targets.target import Target, weights
 
@@ -16,7 +19,7 @@ _MOST = 500_000  # characters of all names that presets are tried on: some ten t
 
 
 def presets(graph: TensorGraph, target: Target, sizes: Mapping[str, int], *, names: bool) -> list[str]:
-    """The presets (`NAME` or `NAME --reverse`) that make of the checkpoint what the target expects, its head aside.
+    """The presets (`NAME` or `NAME --reverse`) that turn the checkpoint into exactly what the target expects.
 
     Where its names are other ones (`names`), also those that account for every tensor and still need a value.
     """
@@ -24,31 +27,49 @@ def presets(graph: TensorGraph, target: Target, sizes: Mapping[str, int], *, nam
         return []
     from ckptkit.rules.recognise import candidates
 
+    aim = target.source or _imagined(graph, target, sizes)
     try:
-        found = [(label, rules[0]) for label, rules in candidates(graph, {}) if len(rules) == 1]
-        return [label for label, rules in found if _gives(rules, graph, target, sizes, names=names)]
+        if aim is None:
+            found = [(label, rules[0]) for label, rules in candidates(graph, {}) if len(rules) == 1]
+            return [label for label, rules in found if _gives(rules, graph, target, sizes, names=names)]
+        found = [(label, rules[0]) for label, rules in candidates(graph, {}, aim) if len(rules) == 1]
+        return [label for label, rules in found if names or not _needs(rules.check(graph, aim))]
     except CkptError:  # no rules for this: the caller says that nothing fits
         return []
+
+
+def _imagined(graph: TensorGraph, target: Target, sizes: Mapping[str, int]) -> TensorGraph | None:
+    """A checkpoint that fits the target, without bytes; None where it leaves something open, or optional."""
+    wanted = {}
+    dtype = next((tensor.dtype for tensor in weights(graph).values() if tensor.dtype.kind == "float"), None)
+    for name, spec in target.tensors.items():
+        shape = concrete(spec, sizes)
+        if spec.optional or dtype is None or shape is None or None in shape:
+            return None
+        kind = DTYPES[spec.dtypes[0]] if spec.dtypes else dtype
+        wanted[name] = Tensor(kind, tuple(size for size in shape if size is not None))
+    return TensorGraph(wanted, Origin(target.path, "safetensors"))
 
 
 def _gives(
     rules: "Rules", graph: TensorGraph, target: Target, sizes: Mapping[str, int], *, names: bool
 ) -> bool:
-    """Whether the names and shapes under the rules are the target's; of rules that lack a value, the shapes."""
+    """Whether names and shapes under the rules are the target's, its head aside; of rules that lack a value, shapes."""
     try:
         made = rules.apply(graph).graph
     except CkptError as error:
         if error.code != "rule-value" or not names:
             return False
         there: Counter[object] = Counter(tensor.shape for tensor in weights(graph).values())
-        specs = target.tensors.values()
-        wanted: Counter[object] = Counter(
-            concrete(spec, sizes) for spec in specs if not spec.optional and not spec.head
-        )
-        return not wanted - there
+        specs = [spec for spec in target.tensors.values() if not spec.optional and not spec.head]
+        return not Counter[object](concrete(spec, sizes) for spec in specs) - there
     found = compare(weights(made), target)
     different = [item.name for item in found.mismatched if item.what == "shape"]
     return not found.unexpected and all(target.tensors[name].head for name in (*found.missing, *different))
+
+
+def _needs(findings: Iterable[Finding]) -> bool:
+    return any(finding.severity == "error" for finding in findings)
 
 
 def about(label: str) -> str:
