@@ -14,10 +14,12 @@ from ckptkit.cli.text import KEY, Terminal, clean, emit, finding_text, size
 from ckptkit.core.words import plural
 
 if TYPE_CHECKING:
+    from ckptkit.match.fitting import Fitting
     from ckptkit.verbs.convert import Plan, Receipt
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 _SHOWN = 6  # ties and notes printed one by one
+_TOLD = 24  # tensors of a target that are not carried over
 
 
 def _size(text: str) -> int:
@@ -34,7 +36,8 @@ def _size(text: str) -> int:
     headings={
         "What to take": "section variant include exclude",
         "What to change": "rules let reverse approximate dtype keep_dtype ties metadata no_metadata",
-        "ONNX": "into exported_from allow_head_change name_map external prove module allow_code",
+        "Another model": "fit mismatched allow_code time_limit",
+        "ONNX": "into exported_from allow_head_change name_map external prove module",
         "What may be lost": "allow_loss max_expand",
         "How to write": "to max_shard_size with_code sidecar receipt verify dry_run overwrite",
         "How to print": "style quiet help",
@@ -45,6 +48,7 @@ def _size(text: str) -> int:
         "ckptkit convert vit.pth hf.safetensors --rules auto --like google-vit/",
         "ckptkit convert llama/ llama-bf16/ --dtype bfloat16 --max-shard-size 5GB",
         "ckptkit convert model.onnx big.onnx --onnx-data external",
+        "ckptkit convert resnet50.pt start.pt --fit my-resnet.ckpt.yaml --mismatched zeros",
         "ckptkit convert tuned.pt tuned.onnx --into base.onnx --exported-from base.pt",
     ),
 )
@@ -76,6 +80,19 @@ def _size(text: str) -> int:
 @click.option(
     "--max-shard-size", metavar="SIZE", type=_size, help="Split into files of at most 5GB, 500MB, … each."
 )
+@click.option(
+    "--fit",
+    metavar="T",
+    type=click.Path(),
+    help="Carry over what fits this target (as for check), and drop what it has no place for.",
+)
+@click.option(
+    "--mismatched",
+    type=click.Choice(["drop", "zeros", "keep"]),
+    help="With --fit: what becomes of tensors of another shape, and of missing ones.",
+)
+@options.allow_code
+@options.time_limit
 @options.onnx_data
 @click.option(
     "--into", metavar="BASE.onnx", type=click.Path(), help="Put the weights into the graph of this model."
@@ -98,7 +115,6 @@ def _size(text: str) -> int:
 @click.option(
     "--module", metavar="P:F", help="With --prove: the module of the weights, package.module:factory."
 )
-@click.option("--allow-code", is_flag=True, help="Let --module run its code.")
 @click.option(
     "--metadata",
     metavar="KEY=VALUE",
@@ -160,6 +176,8 @@ def command(
         check(decided, overwrite=overwrite, receipt=receipt)
         if style == "json":
             emit([_plan_json(decided)])
+        elif decided.fit is not None and not quiet:
+            emit(decided.fit.rules.text().splitlines())
         return 0
     with Bar(decided.nbytes, quiet=quiet) as bar:
         done = write(decided, overwrite=overwrite, verify=verify, receipt=receipt, progress=bar.phase)
@@ -183,6 +201,8 @@ def _planned(decided: "Plan", terminal: Terminal) -> Iterator[str]:
         facts.append(plural(len(decided.files), "file"))
     facts.append(f"memory ≤ {size(decided.memory)}")
     yield from terminal.fact("plan", facts)
+    if decided.fit is not None:
+        yield from _fitted(decided.fit, terminal)
     details = []
     if decided.into is not None:
         details.append(_into(decided))
@@ -198,6 +218,41 @@ def _planned(decided: "Plan", terminal: Terminal) -> Iterator[str]:
         details.append(f"and {len(decided.notes) - _SHOWN} more notes")
     for detail in details:
         yield from terminal.prose("", detail) if terminal.width else [" " * KEY + detail]
+
+
+_BECOMES = {
+    "extended": "rows of zeros put behind",
+    "zeros": "zeros",
+    "kept": "kept in its own shape",
+    "tied": "the same as",
+    "missing": "left out",
+}
+
+
+def _fitted(fit: "Fitting", terminal: Terminal) -> Iterator[str]:
+    """What of a target is carried over, and every tensor of it that is not."""
+    from ckptkit.match.fitting import change
+
+    carried = sum(item.what == "carried" for item in fit.items)
+    facts = [
+        clean(fit.target.path),
+        f"{carried} of {plural(len(fit.items), 'tensor')} carried over as they are",
+    ]
+    if fit.dropped:
+        facts.append(f"{len(fit.dropped)} dropped that it has no place for")
+    yield from terminal.fact("fit", facts)
+    rest = [
+        (item.name, change(item), f"{_BECOMES[item.what]} {clean(item.other)}".strip())
+        for item in fit.items
+        if item.what != "carried"
+    ]
+    rest += [(name, "", "dropped") for name in fit.dropped]
+    names, shapes = (max((len(row[at]) for row in rest[:_TOLD]), default=0) for at in (0, 1))
+    for name, shape, said in rest[:_TOLD]:
+        line = f"{clean(name):{min(names, 48)}}  {shape:{shapes}}  {said}"
+        yield from terminal.prose("", line) if terminal.width else [" " * KEY + line]
+    if len(rest) > _TOLD:
+        yield " " * KEY + f"and {len(rest) - _TOLD} more (--json tells all)"
 
 
 def _into(decided: "Plan") -> str:
@@ -254,6 +309,7 @@ def _plan_json(decided: "Plan") -> str:
                 }
                 for name, tensor in decided.graph.items()
             ],
+            "fit": None if decided.fit is None else decided.fit.to_json(),
             "into": None if decided.into is None else decided.into.name_map(),
             "ties": decided.graph.ties(),
             "left_out": decided.left_out,

@@ -36,7 +36,7 @@ def _dim(text: str) -> tuple[str, int]:
 @click.option("--against", metavar="B.onnx", type=click.Path(), help="The reference, an ONNX model.")
 @click.option("--module", metavar="P:F", help="The reference, a PyTorch module: package.module:factory.")
 @click.option("--weights", metavar="PATH", type=click.Path(), help="Checkpoint for the module.")
-@click.option("--allow-code", is_flag=True, help="Let --module run its code.")
+@options.allow_code
 @click.option(
     "--inputs", metavar="FILE.npz", type=click.Path(), multiple=True, help="Run on these. Repeatable."
 )

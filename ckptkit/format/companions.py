@@ -45,26 +45,33 @@ _QUANTIZED_KINDS = (
 
 
 def companions(
-    graph: TensorGraph, format_name: str, dtype: str | None = None, with_code: bool = False
+    graph: TensorGraph,
+    format_name: str,
+    dtype: str | None = None,
+    with_code: bool = False,
+    config: File | None = None,
 ) -> tuple[OutputFile, ...]:
-    """The side files that a folder read as `graph` hands on to the folder written; () unless a folder was read.
+    """The side files that a folder read as `graph` hands on to the folder written; none unless a folder was read.
 
     Args:
         graph: the graph as it will be written; `origin.path` is the folder (or its index) that was read.
         format_name: the format of the weights written; side files are the same for each.
         dtype: the dtype that floats were cast to, or None.
         with_code: carry `*.py`, too.
+        config: the config.json that describes what is written, instead of that in the folder.
 
     Raises:
         CkptError: `stale-quantization`, `json-invalid`, `duplicate-name`, `outside-folder`, `io-error`.
     """
     folder = _folder(graph)
-    if folder is None or not graph.origin.files:
-        return ()
-    weights = graph.origin.files[0].path
+    found: dict[str, File] = {}
+    if folder is not None and graph.origin.files:
+        weights = graph.origin.files[0].path
+        found = {name: File.at(beside_file(weights, name)) for name in _names(folder, with_code)}
+    if config is not None:
+        found[CONFIG] = config
     files = []
-    for name in _names(folder, with_code):
-        file = File.at(beside_file(weights, name))
+    for name, file in found.items():
         content: bytes | Extent = Extent(file, 0, file.size)
         if name == CONFIG:
             content = _config(file, graph, dtype) or content

@@ -236,9 +236,14 @@ def covers(found: Fit, target: Target) -> bool:
     return len(alike(found.missing, found.unexpected, same, is_head_name)) == len(found.missing)
 
 
+def is_vocabulary(name: str) -> bool:
+    """Whether the name says that the rows of a tensor are those of a vocabulary."""
+    return _EMBEDDING.search(name) is not None
+
+
 def is_head_name(name: str) -> bool:
     """Whether the name alone says that a tensor belongs to the outputs of a model."""
-    return _HEAD.search(name) is not None and ("lm_head" in name or not _EMBEDDING.search(name))
+    return _HEAD.search(name) is not None and ("lm_head" in name or not is_vocabulary(name))
 
 
 def _shape(name: str, expected: tuple[int | None, ...], shape: tuple[int, ...]) -> Reason:
@@ -259,7 +264,7 @@ def _shape(name: str, expected: tuple[int | None, ...], shape: tuple[int, ...]) 
         cause = "position embeddings of another length or image size"
         return Reason(cause, rule=mending.resampled(name, shape, wanted))
     if differing == [0]:
-        if _EMBEDDING.search(name):
+        if is_vocabulary(name):
             return Reason(f"a vocabulary of {shape[0]} instead of {wanted[0]}")
         if is_head_name(name):
             return Reason(f"{shape[0]} outputs instead of {wanted[0]}: another number of classes")

@@ -51,6 +51,7 @@ class Receipt:
         reference: the format's reference library opened the output (None: not asked for or not installed).
         version: ckptkit's.
         proved: what the model gave the same outputs as, None if that was not asked for.
+        fit: what became of each tensor of the target that it was fitted to (`Fitting.to_json`), None without one.
     """
 
     source: str
@@ -69,6 +70,7 @@ class Receipt:
     reference: bool | None
     version: str
     proved: str | None = None
+    fit: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The receipt as JSON-able values, with its schema."""

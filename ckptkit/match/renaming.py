@@ -56,22 +56,30 @@ def renaming(names: Iterable[str], target: Target) -> Renaming | None:
 
     Of very many names every so-manieth is looked at.
     """
+    return next(iter(ways(names, target)), None)
+
+
+def ways(names: Iterable[str], target: Target) -> list[Renaming]:
+    """The ways that bring most names to the target's, as `renaming`: several bring as many, but not the same names."""
     names = list(names)
     names = names[:: max(1, len(names) // _LOOKED_AT)]
     expected = target.tensors.keys()
     adding = _prefixes(expected)
-    start = sum(name in expected for name in names)
-    best = Renaming((), "", "", "", start)
+    start = most = sum(name in expected for name in names)
+    best: dict[tuple[str, ...], Renaming] = {}
     for unwrap in dict.fromkeys([(), _segments(names)]):
         plain = [_unwrapped(name, unwrap) for name in names]
         for strip in _prefixes(plain):
             bare = [name.removeprefix(strip) for name in plain]
             for add in adding:
                 hits = sum(add + name in expected for name in bare)
-                if hits > best.fitting:
-                    best = Renaming(unwrap, strip, add, _said(unwrap, strip, add), hits)
+                if hits > start and hits >= most:
+                    best = best if hits == most else {}
+                    most = hits
+                    way = Renaming(unwrap, strip, add, _said(unwrap, strip, add), hits)
+                    best.setdefault(tuple(n if (n := add + b) in expected else "" for b in bare), way)
     # A few chance hits (layer1.0.weight) are no explanation.
-    return best if best.fitting - start >= max(2, len(names) // 4) else None
+    return list(best.values()) if most - start >= max(2, len(names) // 4) else []
 
 
 def _segments(names: Iterable[str]) -> tuple[str, ...]:

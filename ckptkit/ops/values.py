@@ -5,7 +5,7 @@ does on a CPU. Only floats are computed with: integers, bools and packed types a
 """
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -367,10 +367,7 @@ class Filled:
     shape: tuple[int, ...]
     kind: Fill
     value: float
-
-    @property
-    def identity(self) -> Hashable:
-        return object()  # equal values are no shared storage
+    identity: Hashable = field(default_factory=object)  # equal values are no shared storage
 
     @property
     def extents(self) -> tuple[Extent, ...]:

@@ -39,12 +39,12 @@ def follow(
         target = like if place == len(rules) - 1 else None
         for rule in loaded(name, result.graph, given, target):
             declared.update(rule.parsed.let)
-            result = _after(result, rule.apply(result.graph))
+            result = after(result, rule.apply(result.graph))
     if reverse:
         forwards = [rule for name in rules for rule in loaded(name, graph, given, None, reverse=True)]
         declared.update(*(rule.parsed.let for rule in forwards))
         for rule in backwards(forwards, approximate, like):
-            result = _after(result, rule.apply(result.graph))
+            result = after(result, rule.apply(result.graph))
     unknown = sorted(set(given) - declared)
     if unknown:
         names = ", ".join(unknown)
@@ -101,7 +101,7 @@ def _undone(rules: Rules, approximate: bool, on: TensorGraph | None) -> Rules:
     return rules.reversed(approximate=approximate)
 
 
-def _after(first: Rewrite, second: Rewrite) -> Rewrite:
+def after(first: Rewrite, second: Rewrite) -> Rewrite:
     """Both in one: the sources are those of the first."""
     trace = {}
     for name, step in second.trace.items():

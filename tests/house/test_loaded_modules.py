@@ -84,6 +84,7 @@ CASES: list[tuple[str, set[str], int]] = [
     ("convert x.pt y.pt", NONE, 0),
     ("convert x.safetensors y.pt", NONE, 0),
     ("convert x.safetensors y.safetensors", NONE, 0),
+    ("convert x.pt y.safetensors --fit x.safetensors", {"yaml"}, 0),
     ("convert x.onnx y.safetensors", NONE, 0),
     ("convert x.onnx y.pt", NONE, 0),
     ("convert x.onnx y.onnx", NONE, 0),

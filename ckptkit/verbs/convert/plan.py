@@ -28,7 +28,10 @@ from ckptkit.rules.ruleset import Rules, compare
 from ckptkit.targets.factory import refuse_code
 
 if TYPE_CHECKING:
+    from ckptkit.match.fitting import Fitting, Mismatched
     from ckptkit.match.proof.proving import Reference
+    from ckptkit.targets.contract import Contract
+    from ckptkit.targets.target import Target
     from ckptkit.verbs.convert.into import Into
 
 CASTABLE = ("float64", "float32", "float16", "bfloat16")
@@ -52,6 +55,7 @@ class Plan:
         notes: what else is worth telling.
         memory: upper bound in bytes of the buffers held while writing.
         into: the graph that the weights go into, if not one of their own; `name_map` is where its map goes.
+        fit: what became of each tensor of the target that the graph was fitted to.
         reference: what the model written must give the same outputs as, before it is put in place.
     """
 
@@ -74,6 +78,7 @@ class Plan:
     into: "Into | None" = None
     name_map: str | None = None
     reference: "Reference | None" = None
+    fit: "Fitting | None" = None
 
     @property
     def files(self) -> tuple[OutputFile, ...]:
@@ -128,6 +133,8 @@ def plan(
     max_expand: float = MAX_EXPAND,
     sidecar: str | os.PathLike[str] | None = None,
     with_code: bool = False,
+    fit: "Target | Contract | str | os.PathLike[str] | None" = None,
+    mismatched: "Mismatched | None" = None,
     into: str | os.PathLike[str] | None = None,
     exported_from: str | os.PathLike[str] | None = None,
     allow_head_change: bool = False,
@@ -135,6 +142,7 @@ def plan(
     prove: bool = False,
     module: str | None = None,
     allow_code: bool = False,
+    time_limit: float | None = None,
 ) -> Plan:
     """Decide a conversion without writing anything.
 
@@ -161,13 +169,18 @@ def plan(
         max_expand: refuse to write more than this many times the stored bytes (beyond 1 GiB).
         sidecar: JSON file for the non-tensor objects.
         with_code: a folder's `*.py` files are copied too.
+        fit: a target as for `check`, which the result is to fit, after the rules. What fits is carried over, what
+            the target has no place for is dropped.
+        mismatched: what becomes of tensors that have another shape there, or are missing: `drop`, `zeros` or `keep`
+            (see `ckptkit.match.fitting.fitting`). Without it they are an error.
         into: ONNX model whose graph the weights go into, its own weights replaced; DST gets that graph.
         exported_from: the checkpoint that `into` was exported from, by which renamed, transposed, joined and folded
             weights are found; without it names decide.
         allow_head_change: with `into`, the last layer of the graph may get another number of classes.
         name_map: JSON file for the map from weights of the graph to those of the checkpoint.
         prove: run the ONNX model written, and its source, or a `module` (`package.module:factory`) with the weights
-            of the source; different outputs are an error. A module needs `allow_code`.
+            of the source; different outputs are an error. A module, as here or for `fit`, needs `allow_code`.
+        time_limit: seconds that making a model for `fit` may take; 60 if nothing is said.
 
     Raises:
         CkptError: the source cannot be read or the target not be written in that format.
@@ -179,9 +192,18 @@ def plan(
     _refuse_nothing(whole, source)
     model = None if like is None else read(like)
     rewrite = follow(source, rules, let=let, reverse=reverse, approximate=approximate, like=model)
-    graph = rewrite.graph
     if model is not None:
-        _refuse_unlike(graph, model)
+        _refuse_unlike(rewrite.graph, model)
+    fitted: Fitting | None = None
+    if fit is not None:
+        if into is not None:
+            raise CkptError("usage", "a graph has its own names and shapes", str(into), "leave --fit out")
+        from ckptkit.verbs.convert.fitted import fit_to
+
+        fitted, rewrite = fit_to(rewrite, fit, mismatched, allow_code, time_limit)
+    elif mismatched is not None:
+        raise CkptError("usage", "--mismatched goes with a target", None, "--fit TARGET")
+    graph = rewrite.graph
     original = {name: step.sources[0] if step.sources else "" for name, step in rewrite.trace.items()}
     keep = frozenset(matching(source, keep_dtype)) if keep_dtype else frozenset()
     target, into_folder, writer = _target(dst, to)
@@ -240,7 +262,14 @@ def plan(
         suited = "" if writer.name == "safetensors" else f" --to {writer.name}"
         hint = f"write to the folder {target.stem}/{suited}"
         raise CkptError("needs-folder", "several files need a folder to stand in", target, hint)
-    extras = folder.companions(graph, writer.name, dtype, with_code) if into_folder else ()
+    config = None
+    if fitted is not None and into_folder:
+        from ckptkit.verbs.convert.fitted import configuration, stale
+
+        config = configuration(fitted)
+    extras = folder.companions(graph, writer.name, dtype, with_code, config) if into_folder else ()
+    if fitted is not None and into_folder:
+        notes = (*notes, *stale(fitted, extras))
     result = Plan(
         source=source,
         graph=graph,
@@ -270,12 +299,17 @@ def plan(
         into=put,
         name_map=None if name_map is None else os.fspath(name_map),
         reference=reference,
+        fit=fitted,
     )
     if reference is not None and writer.name != "onnx":
         raise CkptError("usage", "only an ONNX model is proved", result.target, "leave --prove out")
     targets = [result.target, *filter(None, [result.sidecar, result.name_map])]
     for read_one in filter(None, (whole, model, *result.inputs[1:])):
         refuse_inputs(read_one, targets)
+    if fitted is not None:
+        from ckptkit.verbs.convert.fitted import refuse_target
+
+        refuse_target(fitted, targets)
     return result
 
 

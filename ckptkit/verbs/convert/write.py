@@ -232,6 +232,7 @@ def _receipt(
         verified=verified,
         reference=reference,
         proved=None if proof is None else proof.b,
+        fit=None if plan.fit is None else plan.fit.to_json(),
         version=VERSION,
     )
 
