@@ -9,13 +9,15 @@ import mmap
 import os
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import TracebackType
 
 from ckptkit.core.errors import CkptError
 
+_PIECE = 1 << 20
 _O_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -186,6 +188,28 @@ def io_error(error: OSError, path: str | None = None) -> CkptError:
             "no-space", "the disk is full", where, "nothing was left behind; free some space and try again"
         )
     return CkptError("io-error", (error.strerror or str(error)).lower(), where)
+
+
+@contextmanager
+def told(where: str | os.PathLike[str]) -> Iterator[None]:
+    """What the operating system refuses within the block is told as a CkptError of that place."""
+    try:
+        yield
+    except BrokenPipeError:  # of whoever listens to the progress
+        raise
+    except OSError as error:
+        raise io_error(error, os.fspath(where)) from None
+
+
+def hashed(file: File, algorithm: str) -> str:
+    """The hexadecimal digest of all bytes of a file. Raises CkptError `changed-on-disk`, `truncated`, `io-error`."""
+    import hashlib
+
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with file.open() as reader:
+        for at in range(0, file.size, _PIECE):
+            digest.update(reader.read(at, min(_PIECE, file.size - at)))
+    return digest.hexdigest()
 
 
 def beside(folder: str | os.PathLike[str], name: str) -> Path:

@@ -1,7 +1,8 @@
 """Outputs appear whole or not at all: written into a temporary folder beside the target, then renamed.
 
 The temporary folder is called `.NAME.ckptkit-PID-RANDOM.tmp`, so that what a killed process leaves behind is
-recognisable. For a folder target the temporary folder itself is renamed; for a file target the files inside
+recognisable; the next run onto the same target takes it away, and puts back a folder that was being replaced. For
+a folder target the temporary folder itself is renamed; for a file target the files inside
 are moved out, companions (external data) first and the target last. Renames within one folder are atomic.
 Something existing is replaced only once its replacement has reached the disk; a new file is left to the
 kernel, as `cp` does.
@@ -10,13 +11,16 @@ kernel, as `cp` does.
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from ckptkit.core.errors import CkptError
-from ckptkit.core.files import io_error
+from ckptkit.core.files import io_error, told
 from ckptkit.core.graph import TensorGraph
+from ckptkit.core.leftovers import hold, prefix, release, sweep
 
 
 class Staging:
@@ -27,24 +31,28 @@ class Staging:
     """
 
     def __init__(self, target: str | os.PathLike[str], *, folder: bool, overwrite: bool) -> None:
-        self.target = Path(os.path.abspath(target))
+        with told(target):
+            self.target = Path(os.path.abspath(target))
         self.folder = folder
         self.overwrite = overwrite
+        sweep(self.target)
         check_target(self.target, folder=folder, overwrite=overwrite)
         token = f"{os.getpid()}-{secrets.token_hex(3)}"
-        self.path = self.target.parent / f".{self.target.name[:100]}.ckptkit-{token}.tmp"
+        self.path = self.target.parent / f"{prefix(self.target)}{token}.tmp"
+        self.held = -1
         self._staged: Path | None = None
 
     @property
     def replaces(self) -> bool:
         """Whether something existing will be replaced, so that the bytes must reach the disk first."""
-        return self.target.exists()
+        return os.path.exists(self.target)
 
     def __enter__(self) -> "Staging":
         try:
             os.mkdir(self.path)
         except OSError as error:
             raise io_error(error, str(self.target.parent)) from None
+        self.held = hold(self.path)
         return self
 
     def __exit__(
@@ -52,7 +60,11 @@ class Staging:
     ) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
         if self._staged is not None:
-            self._staged.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._staged.unlink(missing_ok=True)
+        release(self.held)
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            raise io_error(error, str(self.target)) from None
 
     def surface(self, name: str) -> Path:
         """Take the staged target into the target's folder, under a name of its own, so that it finds what it refers to.
@@ -60,28 +72,35 @@ class Staging:
         Raises CkptError `io-error`.
         """
         self._staged = self.path.with_suffix("")
-        try:
+        with told(self._staged):
             os.rename(self.path / name, self._staged)
-        except OSError as error:
-            raise io_error(error, str(self._staged)) from None
         return self._staged
 
     def publish(self, files: Sequence[str]) -> None:
         """Put the staged files (paths relative to the temporary folder, the target's own last) in place."""
-        try:
+        with told(self.target):
             if self.folder:
                 self._publish_folder()
             else:
-                for name in files[:-1]:
-                    _place(self.path / name, self.target.parent / name, overwrite=False)
-                staged = self._staged or self.path / files[-1]
-                _place(staged, self.target, overwrite=self.overwrite)
-        except OSError as error:
-            raise io_error(error, str(self.target)) from None
+                self._publish_files(files)
+
+    def _publish_files(self, files: Sequence[str]) -> None:
+        """Companions first: they are of no use to anybody until the target names them, nor without it."""
+        placed: list[Path] = []
+        try:
+            for name in files[:-1]:
+                _place(self.path / name, self.target.parent / name, overwrite=False)
+                placed.append(self.target.parent / name)
+            _place(self._staged or self.path / files[-1], self.target, overwrite=self.overwrite)
+        except BaseException:
+            for path in placed:
+                with suppress(OSError):
+                    os.unlink(path)
+            raise
 
     def _publish_folder(self) -> None:
         aside = self.path.with_suffix(".old")
-        replaced = self.target.exists()
+        replaced = self.replaces
         if replaced:
             os.rename(self.target, aside)
         try:
@@ -96,21 +115,33 @@ class Staging:
 
 def check_target(target: Path, *, folder: bool, overwrite: bool) -> None:
     """Raise CkptError unless something may be put at `target`."""
-    if not target.parent.is_dir():
+    parent, found = _look(target.parent), _look(target)
+    if parent is None or not stat.S_ISDIR(parent.st_mode):
         raise CkptError("not-found", "no such folder to write into", target.parent)
-    if not os.path.lexists(target):
+    if found is None and not os.path.islink(target):
         return
+    is_folder = found is not None and stat.S_ISDIR(found.st_mode)
     if folder:
-        if not target.is_dir():
+        if not is_folder:
             raise CkptError("exists", "the target is to be a folder, but a file has that name", target)
-        if not overwrite and any(target.iterdir()):
+        with told(target):
+            empty = not os.listdir(target)
+        if not overwrite and not empty:
             raise CkptError("exists", "the target folder exists and is not empty", target, "-y replaces it")
-    elif target.is_dir():
+    elif is_folder:
         raise CkptError("exists", "the target is to be a file, but a folder has that name", target)
-    elif target.exists() and not target.is_file():
+    elif found is not None and not stat.S_ISREG(found.st_mode):
         raise CkptError("not-a-file", "the target is a device, pipe or socket", target)
     elif not overwrite:
         raise CkptError("exists", "the target exists", target, "-y replaces it")
+
+
+def names_beside(target: Path) -> frozenset[str]:
+    """Names that the folder of a target has, for companions to avoid."""
+    try:
+        return frozenset(os.listdir(target.parent))
+    except OSError:
+        return frozenset()  # writing will say what is wrong with the folder
 
 
 def refuse_inputs(source: TensorGraph, targets: Sequence[str | os.PathLike[str]]) -> None:
@@ -119,7 +150,7 @@ def refuse_inputs(source: TensorGraph, targets: Sequence[str | os.PathLike[str]]
     Files are told by what they are on disk, so that links to an input count as the input.
     """
     inputs = {os.path.realpath(path) for path in (source.origin.path, *(f.path for f in source.origin.files))}
-    identities = {(found.st_dev, found.st_ino) for found in map(os.stat, filter(os.path.exists, inputs))}
+    identities = {_identity(path) for path in inputs} - {None}
     seen: set[str] = set()
     for target in targets:
         real = os.path.realpath(target)
@@ -129,8 +160,21 @@ def refuse_inputs(source: TensorGraph, targets: Sequence[str | os.PathLike[str]]
             )
         seen.add(real)
         inside = any(path.startswith(real + os.sep) for path in inputs)
-        if inside or (os.path.exists(real) and (os.stat(real).st_dev, os.stat(real).st_ino) in identities):
+        if inside or _identity(real) in identities:
             raise CkptError("target-is-source", "this is what is being read", target, "write somewhere else")
+
+
+def _look(path: str | os.PathLike[str]) -> os.stat_result | None:
+    """What is at a path; None if nothing is."""
+    with told(path), suppress(FileNotFoundError, NotADirectoryError):
+        return os.stat(path)
+    return None
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """What a file is on disk, whatever its name; None if there is none."""
+    found = _look(path)
+    return None if found is None else (found.st_dev, found.st_ino)
 
 
 def _place(staged: Path, final: Path, *, overwrite: bool) -> None:

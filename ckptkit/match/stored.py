@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from ckptkit.core.errors import CkptError
-from ckptkit.core.files import File, beside
+from ckptkit.core.files import File, beside, hashed
 from ckptkit.format.foreign import lfs_pointer
 from ckptkit.targets.target import Stored
 
@@ -43,20 +43,15 @@ def stored(path: str) -> Stored:
 
 
 def _look(path: str, expected: int | None) -> tuple[Stored, bool]:
-    import hashlib
-
     file = File.at(path)
-    with file.open() as reader:
-        if file.size <= _POINTER:
+    if file.size <= _POINTER:
+        with file.open() as reader:
             named = lfs_pointer(reader.read(0, file.size))
-            if named is not None:
-                return Stored(*named), True
-        if expected not in (None, file.size):
-            return Stored("", file.size), False
-        hasher = hashlib.sha256()
-        for start in range(0, file.size, _BLOCK):
-            hasher.update(reader.read(start, min(_BLOCK, file.size - start)))
-    return Stored(hasher.hexdigest(), file.size), False
+        if named is not None:
+            return Stored(*named), True
+    if expected not in (None, file.size):
+        return Stored("", file.size), False
+    return Stored(hashed(file, "sha256"), file.size), False
 
 
 def is_pointer(error: CkptError) -> bool:

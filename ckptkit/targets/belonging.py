@@ -17,7 +17,7 @@ from fnmatch import fnmatch
 from pathlib import PurePath
 
 from ckptkit.core.errors import CkptError
-from ckptkit.core.files import beside
+from ckptkit.core.files import beside, told
 from ckptkit.format import listing
 from ckptkit.targets.contract import SUFFIX, Contract
 
@@ -35,7 +35,7 @@ def mapping() -> Mapping[str, str]:
         if not os.path.isfile(name):
             continue
         try:
-            with open(name, "rb") as file:
+            with told(name), open(name, "rb") as file:
                 found = tomllib.load(file)
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise CkptError("configuration-invalid", f"this is no TOML: {error}", name) from None

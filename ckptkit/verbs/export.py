@@ -19,7 +19,7 @@ from ckptkit.core.dtypes import DTYPES
 from ckptkit.core.errors import CkptError
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.plan import External, WriteOptions
-from ckptkit.core.staging import Staging, check_target
+from ckptkit.core.staging import Staging, check_target, names_beside
 from ckptkit.core.stream import write_file
 from ckptkit.format import read, registry
 from ckptkit.match.finder import Correspondence, find
@@ -215,7 +215,7 @@ def _write(
     options = WriteOptions(
         ties="copy",
         external="inline" if small else external,
-        taken=frozenset(os.listdir(target.parent)),
+        taken=names_beside(target),
         folder=os.path.realpath(target.parent),
     )
     layout = registry.named("onnx").load().layout(graph, target.name, options)

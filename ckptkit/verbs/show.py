@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from ckptkit.core.dtypes import DTYPES
 from ckptkit.core.errors import CkptError
 from ckptkit.core.expansion import refuse_expansion
-from ckptkit.core.files import io_error
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.numeric import Statistics, statistics
 from ckptkit.core.staging import Staging, refuse_inputs
@@ -225,14 +224,11 @@ def save_npy(
     head = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shown.values.shape}
     with Staging(path, folder=False, overwrite=overwrite) as staging:
         name = staging.target.name
-        try:
-            with open(staging.path / name, "wb") as file:
-                np.lib.format.write_array_header_1_0(file, head)
-                for block in _blocks(shown.values):
-                    file.write(block.astype(dtype).data)
-                written = file.tell()
-        except OSError as error:
-            raise io_error(error, os.fspath(path)) from None
+        with open(staging.path / name, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, head)
+            for block in _blocks(shown.values):
+                file.write(block.astype(dtype).data)
+            written = file.tell()
         staging.publish([name])
     return written
 

@@ -13,7 +13,7 @@ cache), the folder of its real path. Sources: docs/ExternalData.md of onnx 1.23,
 import os
 
 from ckptkit.core.errors import CkptError
-from ckptkit.core.files import File, beside_file
+from ckptkit.core.files import File, beside_file, told
 from ckptkit.core.findings import Finding
 from ckptkit.core.tensor import Extent
 from ckptkit.format.onnx.schema import PAIR
@@ -91,9 +91,11 @@ class DataFiles:
                 path = beside_file(model, location)
             except CkptError as error:
                 raise CkptError(error.code, error.message, name) from None
-            if path.exists():
+            if os.path.exists(path):
                 file = File.at(path)
-                if file.inode == self._model.inode and os.path.samefile(path, self._model.path):
+                with told(path):
+                    same = file.inode == self._model.inode and os.path.samefile(path, self._model.path)
+                if same:
                     raise CkptError("onnx-external", "external data within the model file itself", name)
                 self._files[location] = file
                 return file

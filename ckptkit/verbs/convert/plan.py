@@ -16,7 +16,7 @@ from ckptkit.core.findings import Finding
 from ckptkit.core.globs import matching, selected
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.plan import External, Layout, OutputFile, Ties, WriteOptions
-from ckptkit.core.staging import refuse_inputs
+from ckptkit.core.staging import names_beside, refuse_inputs
 from ckptkit.core.stream import memory_bound
 from ckptkit.core.tensor import Tensor
 from ckptkit.core.words import plural
@@ -240,7 +240,7 @@ def plan(
         raise CkptError(
             "option-unfit", f"{writer.title} has no weights outside its file", target, "drop --onnx-data"
         )
-    taken = frozenset[str]() if into_folder else _siblings(target)
+    taken = frozenset[str]() if into_folder else names_beside(target)
     options = WriteOptions(
         ties=ties,
         max_shard_size=max_shard_size,
@@ -422,7 +422,9 @@ def _target(dst: str | os.PathLike[str], to: str | None) -> tuple[Path, bool, re
     text = os.fspath(dst)
     path = Path(text)
     by_suffix = registry.for_suffix(path.name)
-    into_folder = text.endswith(("/", os.sep)) or path.is_dir() or (by_suffix is None and not path.suffix)
+    into_folder = (
+        text.endswith(("/", os.sep)) or os.path.isdir(path) or (by_suffix is None and not path.suffix)
+    )
     if to is not None:
         chosen = registry.named(to)
     elif into_folder:
@@ -439,14 +441,6 @@ def _target(dst: str | os.PathLike[str], to: str | None) -> tuple[Path, bool, re
     if not chosen.writes:
         raise CkptError("not-writable", f"{chosen.title} is read, not written", text, "see ckptkit formats")
     return path, into_folder, chosen
-
-
-def _siblings(target: Path) -> frozenset[str]:
-    """Names that the folder of a file target has, for companions to avoid."""
-    try:
-        return frozenset(os.listdir(target.parent))
-    except OSError:
-        return frozenset()  # writing will say what is wrong with the folder
 
 
 def _left_out(

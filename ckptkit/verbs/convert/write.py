@@ -1,13 +1,13 @@
 """Carrying out a plan: stream, check, put in place."""
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Set
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.core.errors import CkptError
+from ckptkit.core.files import File, hashed, told
 from ckptkit.core.jsonable import dumps
 from ckptkit.core.plan import OutputFile, Piece
 from ckptkit.core.staging import Staging, check_target, refuse_inputs
@@ -106,7 +106,8 @@ def write(
         for side, name in staged:
             side.publish([name])
     for path in stale:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # nothing refers to it any more
+            path.unlink(missing_ok=True)
     return result
 
 
@@ -118,17 +119,19 @@ def check(plan: Plan, *, overwrite: bool = False, receipt: str | os.PathLike[str
     beside = [path for path in (plan.sidecar, plan.name_map, receipt) if path is not None]
     for graph in plan.inputs:
         refuse_inputs(graph, [plan.target, *beside])
-    target = Path(os.path.abspath(plan.target))
+    with told(plan.target):
+        target = Path(os.path.abspath(plan.target))
     check_target(target, folder=plan.folder, overwrite=overwrite)
     for path in beside:
         check_target(Path(os.path.abspath(path)), folder=False, overwrite=overwrite)
-    if plan.folder and target.is_dir():
+    if plan.folder and os.path.isdir(target):
         _refuse_strangers(target, {file.path for file in plan.files})
 
 
 def _refuse_strangers(target: Path, names: Set[str]) -> None:
     """A folder is replaced as a whole, so everything in it must belong to a checkpoint, and nobody be in it."""
-    here = Path.cwd()
+    with told(target):
+        here = Path.cwd()
     if here == target or target in here.parents:
         raise CkptError(
             "exists", "the target is the folder this command runs in", target, "write to another one"
@@ -142,7 +145,7 @@ def _refuse_strangers(target: Path, names: Set[str]) -> None:
 def _stale_data(plan: Plan) -> list[Path]:
     """Data files that an ONNX model to be replaced uses and that carry its name: nothing would refer to them."""
     target = Path(plan.target)
-    if plan.format != "onnx" or plan.folder or not target.is_file():
+    if plan.format != "onnx" or plan.folder or not os.path.isfile(target):
         return []
     try:
         used = read(target).origin.files
@@ -161,11 +164,8 @@ def _check_stated(plan: Plan) -> None:
     """Compare the SHA-1 that an ONNX model states of its data files with theirs; no library does."""
     checksums = (graph.origin.details.get("checksums", {}) for graph in plan.inputs)
     for path, stated in (pair for some in checksums for pair in some.items()):
-        with open(path, "rb") as data:
-            if hashlib.file_digest(data, "sha1").hexdigest() != stated.lower():
-                raise CkptError(
-                    "checksum-mismatch", "the data file is not the one that the model states", path
-                )
+        if hashed(File.at(path), "sha1") != stated.lower():
+            raise CkptError("checksum-mismatch", "the data file is not the one that the model states", path)
 
 
 def _refuse_tally(tally: Tally, plan: Plan) -> None:

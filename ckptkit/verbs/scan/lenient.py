@@ -65,6 +65,11 @@ def _escaped(line: bytes) -> object:
     return line.decode("raw-unicode-escape", "backslashreplace")
 
 
+def paired(items: list[Any]) -> Dict:
+    """DICT: keys and values in turn; a last key gets a value."""
+    return Dict([*items, UNKNOWN] if len(items) % 2 else items)
+
+
 def index(text: str) -> int:
     digits = text.strip()
     return int(digits) if digits.isdecimal() and len(digits) < 20 else -1
@@ -76,7 +81,7 @@ COUNTED: dict[int, tuple[int, Callable[[bytes], object]]] = {
     0x96: (8, bytes),  # BYTEARRAY8
     0x54: (4, decode), 0x55: (1, decode),  # BINSTRING, SHORT_BINSTRING
 }  # fmt: skip
-MARKED: dict[int, Callable[[list[Any]], object]] = {0x6C: list, 0x64: Dict, 0x91: Set}
+MARKED: dict[int, Callable[[list[Any]], object]] = {0x6C: list, 0x64: paired, 0x91: Set}
 FRESH: dict[int, Callable[[], object]] = {0x7D: Dict, 0x5D: list, 0x8F: Set}
 CONSTANTS: dict[int, object] = {0x29: (), 0x4E: None, 0x88: True, 0x89: False}
 LINES: dict[int, Callable[[bytes], object]] = {

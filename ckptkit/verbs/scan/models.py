@@ -4,7 +4,7 @@ An ONNX model is walked field by field, on every path that holds graphs, so that
 """
 
 from ckptkit.core.errors import CkptError
-from ckptkit.core.files import File, Reader, beside_file
+from ckptkit.core.files import File, Reader, beside_file, hashed
 from ckptkit.format.onnx.wire import LENGTH, VARINT, Wire
 from ckptkit.verbs.scan.ledger import Ledger
 
@@ -29,7 +29,6 @@ _DOMAINS = frozenset(
 )  # fmt: skip
 _KEYS = frozenset({"location", "offset", "length", "checksum", "basepath"})
 _TEXT = 4096
-_PIECE = 1 << 20
 
 
 class Onnx:
@@ -135,18 +134,12 @@ class Onnx:
 
     def check(self, location: str, stated: str) -> None:
         """Compare a data file with the SHA-1 that the model states. A file that is not there says nothing."""
-        from hashlib import sha1
-
-        digest = sha1(usedforsecurity=False)
         try:
-            file = File.at(beside_file(self.path, location))
-            with file.open() as reader:
-                for at in range(0, file.size, _PIECE):
-                    digest.update(reader.read(at, min(_PIECE, file.size - at)))
+            digest = hashed(File.at(beside_file(self.path, location)), "sha1")
         except CkptError as error:
             self.ledger.failed(error, self.where)
             return
-        if digest.hexdigest() != stated.lower():
+        if digest != stated.lower():
             text = f"the data file {location!r} is not the one that the model was made with"
             self.ledger.add("trick", "checksum-mismatch", self.where, text)
 

@@ -360,6 +360,9 @@ class _Walker:
     def extend(self, items: list[Any], *, pairs: bool) -> None:
         """Set or append items in what is on top of the stack."""
         target = self.stack[-1] if self.stack else UNKNOWN
+        if pairs and len(items) % 2:
+            self.odd("a key has no value")
+            items.append(UNKNOWN)
         if isinstance(target, list):
             target += items
         elif type(target) is Object:
