@@ -39,6 +39,12 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     ">": lambda a, b: a > b,
     ">=": lambda a, b: a >= b,
 }
+_SIGNS = {  # of other languages, and what is written here
+    "&": "and joins two conditions", "|": "or joins two conditions", "!": "not turns a condition around, != compares",
+    "=": "== compares", "/": "// divides whole numbers",
+    "{": "names of holes and of let stand without braces here",
+}  # fmt: skip
+_MADE_OF = "whole numbers and names with + - * // %, comparisons, questions; several stand in a list"
 _LEVELS = (("or",), ("and",), tuple(_COMPARE), ("+", "-"), ("*", "//", "%"))
 
 
@@ -113,7 +119,8 @@ class _Parser:
     def whole(self) -> Expression:
         tree = self._level(0)
         if self.kind:
-            self._fail(f"{self.word!r} is not expected here")
+            asks = "questions are present(NAME), absent(NAME), dim(NAME, D), count(NAME), config.x"
+            self._fail(f"{self.word!r} is not expected here", asks if self.kind == "name" else None)
         return Expression(self.text, tree, frozenset(self.names), tuple(self.calls))
 
     def _next(self) -> None:
@@ -122,12 +129,14 @@ class _Parser:
             return
         match = _TOKEN.match(self.text, self.at)
         if match is None or match.lastgroup is None:
-            self._fail(f"{self.text[self.at :].strip()[:20]!r} is not understood")
+            rest = self.text[self.at :].strip()
+            hint = next((hint for sign, hint in _SIGNS.items() if rest.startswith(sign)), _MADE_OF)
+            self._fail(f"{rest[:20]!r} is not understood", hint)
         self.kind, self.word = match.lastgroup, match[match.lastgroup]
         self.at = match.end()
 
-    def _fail(self, why: str) -> NoReturn:
-        raise CkptError("rule-invalid", f"in the expression {self.text!r} {why}")
+    def _fail(self, why: str, hint: str | None = None) -> NoReturn:
+        raise CkptError("rule-invalid", f"in the expression {self.text!r} {why}", None, hint)
 
     def _take(self, word: str) -> None:
         if self.word != word:
@@ -204,7 +213,9 @@ class _Parser:
             closing = stop = self.text.find(")", start)
         end = self.text.find(")", stop)
         if closing < 0 or end < 0:
-            self._fail("a parenthesis or quote is not closed")
+            self._fail(
+                "a parenthesis or quote is not closed", "within { } and [ ] texts with a comma are quoted"
+            )
         inside = self.text[start:end]
         template, dim = inside, None
         if function == "dim":

@@ -5,12 +5,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from ckptkit.core.errors import CkptError
+from ckptkit.rules.checks import checked, named
 from ckptkit.rules.expressions import Expression
 from ckptkit.rules.expressions import parse as parse_expression
 from ckptkit.rules.model import Made, Op, Rule, Side
 from ckptkit.rules.nodes import Node
 from ckptkit.rules.operations import JOINS, OPERATIONS, SPLITS, WORDS, dtype
-from ckptkit.rules.template import Hole, Template, template
+from ckptkit.rules.template import Template, template
 
 VERSION = "1"
 RULES = 200_000
@@ -60,6 +61,24 @@ class _Scope:
 
 
 _NOTHING = Node(())
+_QUOTE = 'names with holes are quoted: "{i}.weight"'
+_EXAMPLE = "{from: NAME, to: NAME}"
+_INSTEAD = dict.fromkeys(("rename", "move", "map", "replace"), _EXAMPLE) | {
+    **dict.fromkeys(("delete", "remove", "ignore", "skip"), "{drop: NAME}"),
+    **dict.fromkeys(("copy", "alias"), "{from: NAME, to: [NAME, NAME]}"),
+    **dict.fromkeys(("add", "zeros", "new"), "{fill: NAME, shape: [2, 3]}"),
+    **dict.fromkeys(OPERATIONS, "{from: NAME, to: NAME, ops: [transpose]}"),
+    **dict.fromkeys((*JOINS, *SPLITS), "{from: [NAME, NAME], to: NAME, concat: {dim: 0}}"),
+}  # what people write, and what they mean
+
+
+def _like_a_hole(node: Node) -> bool:
+    """Whether YAML has taken an unquoted {i} for a mapping."""
+    return isinstance(node.value, dict) and any(item.value == "" for item in node.value.values())
+
+
+def _taken(takes: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}?" if kind.endswith("?") else key for key, kind in takes.items())
 
 
 @dataclass(slots=True)
@@ -78,7 +97,7 @@ class _Reader:
 
     def text(self, node: Node) -> str:
         if not isinstance(node.value, str):
-            self.fail(node, "a text is expected here")
+            self.fail(node, "a text is expected here", _QUOTE if _like_a_hole(node) else None)
         return node.value
 
     def items(self, node: Node) -> tuple[Node, ...]:
@@ -98,17 +117,14 @@ class _Reader:
     def unknown(self, node: Node, key: str, known: tuple[str, ...], what: str) -> NoReturn:
         from difflib import get_close_matches
 
-        near = get_close_matches(key, known, 2, 0.6)
-        self.fail(
-            node,
-            f"{what} have no {key!r}",
-            f"meant: {' or '.join(near)}" if near else f"known: {', '.join(known)}",
-        )
+        near = get_close_matches(key, known, 2, 0.5)
+        hint = f"meant: {' or '.join(near)}" if near else f"known: {', '.join(known)}"
+        self.fail(node, f"{what} have no {key!r}", hint)
 
     def flag(self, node: Node) -> bool:
         text = self.text(node)
         if text not in ("true", "false"):
-            self.fail(node, f"{text!r} is neither true nor false")
+            self.fail(node, f"{text!r} is neither true nor false", "these two words, in small letters")
         return text == "true"
 
     def located(self, node: Node, make: Any, *args: Any) -> Any:
@@ -129,6 +145,8 @@ class _Reader:
     # the file
 
     def file(self, root: Node) -> Parsed:
+        if not isinstance(root.value, dict):
+            self.fail(root, "this is no rule file", "its first line is ckptkit-rules: 1")
         top = self.mapping(root, TOP, "rule files")
         version = top.get("ckptkit-rules")
         if version is None or version.value != VERSION:
@@ -136,7 +154,8 @@ class _Reader:
                 version or root, "this is no rule file of version 1", "its first line is ckptkit-rules: 1"
             )
         let: dict[str, tuple[Expression, ...]] = {}
-        for key, node in self.mapping(top["let"]).items() if "let" in top else ():
+        stated = self.mapping(top["let"]) if "let" in top else {}
+        for key, node in stated.items():
             self.identifier(node, key)
             let[key] = tuple(self.expression(item) for item in self.items(node))
         tables = {}
@@ -146,6 +165,11 @@ class _Reader:
                 self.fail(node, f"{key} is under let, too")
             tables[key] = self.table(node)
         self.globals = {*let, *tables, "config"}
+        for key, values in let.items():
+            self.located(stated[key], named, values, self.globals)
+        done = (self.expression(top["done"]),) if "done" in top else ()
+        if done:
+            self.located(top["done"], named, done, self.globals)
         optional = "optional" in top and self.flag(top["optional"])
         if "rules" not in top and "keep_others" not in top:
             self.fail(root, "a rule file has rules")
@@ -157,7 +181,7 @@ class _Reader:
             tables=tables,
             unwrap=tuple(self.text(item) for item in self.items(top.get("unwrap", _NOTHING))),
             keep_others="keep_others" in top and self.flag(top["keep_others"]),
-            done=self.expression(top["done"]) if "done" in top else None,
+            done=done[0] if done else None,
             rules=rules,
         )
 
@@ -171,7 +195,7 @@ class _Reader:
             "false",
             "null",
         ):
-            self.fail(node, f"{key!r} cannot be a name")
+            self.fail(node, f"{key!r} cannot be a name", "letters, digits and _, and no word of expressions")
 
     def table(self, node: Node) -> Any:
         def entry(item: Node) -> int | str:
@@ -184,16 +208,21 @@ class _Reader:
 
     def rules(self, node: Node, scope: _Scope) -> Iterator[Rule]:
         if not isinstance(node.value, tuple):
-            self.fail(node, "a list of rules is expected here")
+            self.fail(
+                node, "a list of rules is expected here", "each rule begins with - on a line of its own"
+            )
         readers = {
             "from": self._from, "keep": self._keep, "drop": self._drop,
             "shared": self._shared, "tie": self._tie, "fill": self._fill,
         }  # fmt: skip
         for item in node.value:
-            fields = self.mapping(item)
+            if not isinstance(item.value, dict):
+                self.fail(item, "a rule is a mapping", f"such as {_EXAMPLE}")
+            fields = item.value
             kind = next((key for key in KEYS if key in fields), None)
             if kind is None:
-                self.fail(item, "a rule begins with from, keep, drop, shared, tie, fill, scope or rules")
+                hint = next((_INSTEAD[key] for key in fields if key in _INSTEAD), _EXAMPLE)
+                self.fail(item, f"a rule begins with {', '.join(KEYS)}", f"such as {hint}")
             known = (kind, *KEYS[kind], *COMMON)
             for key, value in fields.items():
                 if key not in known:
@@ -210,7 +239,9 @@ class _Reader:
             if self.count > RULES:
                 raise CkptError("over-budget", f"more than {RULES} rules", self.at(item))
             rule = readers[kind](item, fields, inner)
-            yield replace(rule, when=inner.when, optional=inner.optional)
+            yield self.located(
+                item, checked, replace(rule, when=inner.when, optional=inner.optional), self.globals
+            )
 
     def scope(self, item: Node, fields: dict[str, Node], scope: _Scope) -> Iterator[Rule]:
         if "rules" not in fields:
@@ -225,7 +256,11 @@ class _Reader:
 
     def _from(self, item: Node, fields: dict[str, Node], scope: _Scope) -> Rule:
         if "to" not in fields:
-            self.fail(item, "a rule with from has a to")
+            self.fail(
+                item,
+                "a rule with from has a to",
+                "keep: NAME leaves a name as it is, drop: NAME leaves it out",
+            )
         sources = self.sides(fields["from"], scope.source)
         targets = self.sides(fields["to"], scope.target)
         joins = tuple(self.step(key, fields[key], JOINS[key].takes) for key in fields if key in JOINS)
@@ -240,36 +275,34 @@ class _Reader:
                 sources = tuple(replace(side, ops=(*side.ops, *each)) for side in sources)
             else:
                 targets = tuple(replace(side, ops=(*each, *side.ops)) for side in targets)
-        return self.checked(item, Rule("move", self.at(item), sources, targets, joins, ops, splits))
+        return Rule("move", self.at(item), sources, targets, joins, ops, splits)
 
     def _keep(self, item: Node, fields: dict[str, Node], scope: _Scope) -> Rule:
         source = Side(self.template(fields["keep"], scope.source))
         target = Side(self.template(fields["keep"], scope.target))
         ops = self.ops(fields["ops"]) if "ops" in fields else ()
-        return self.checked(item, Rule("move", self.at(item), (source,), (target,), ops=ops))
+        return Rule("move", self.at(item), (source,), (target,), ops=ops)
 
     def _drop(self, item: Node, fields: dict[str, Node], scope: _Scope) -> Rule:
         other = self.template(fields["same_as"], scope.source) if "same_as" in fields else None
         side = Side(self.template(fields["drop"], scope.source))
-        return self.checked(item, Rule("drop", self.at(item), (side,), other=other))
+        return Rule("drop", self.at(item), (side,), other=other)
 
     def _shared(self, item: Node, fields: dict[str, Node], scope: _Scope) -> Rule:
-        return self.checked(
-            item, Rule("shared", self.at(item), (Side(self.template(fields["shared"], scope.source)),))
-        )
+        return Rule("shared", self.at(item), (Side(self.template(fields["shared"], scope.source)),))
 
     def _tie(self, item: Node, fields: dict[str, Node], scope: _Scope) -> Rule:
         if "to" not in fields:
             self.fail(item, "a tie says to which name")
         side = Side(self.template(fields["tie"], scope.target))
         other = self.template(fields["to"], scope.target)
-        return self.checked(item, Rule("tie", self.at(item), targets=(side,), other=other))
+        return Rule("tie", self.at(item), targets=(side,), other=other)
 
     def _fill(self, item: Node, fields: dict[str, Node], scope: _Scope) -> Rule:
         if "like" in fields and "over" in fields:
             self.fail(fields["over"], "a fill is like other tensors, or runs over numbers")
         if "shape" not in fields and "like" not in fields:
-            self.fail(item, "a fill has a shape, or is like another tensor")
+            self.fail(item, "a fill has a shape, or is like another tensor", "shape: [2, 3], or like: NAME")
         value = self.text(fields["value"]) if "value" in fields else "0"
         if value not in _FILLS:
             self.number(fields.get("value", item), value)
@@ -282,12 +315,14 @@ class _Reader:
         )
         side = Side(self.template(fields["fill"], scope.target))
         other = self.template(fields["like"], scope.target) if "like" in fields else None
-        return self.checked(item, Rule("fill", self.at(item), targets=(side,), other=other, made=made))
+        return Rule("fill", self.at(item), targets=(side,), other=other, made=made)
 
     def sides(self, node: Node, prefix: str) -> tuple[Side, ...]:
         found = []
         for item in self.items(node):
             if isinstance(item.value, dict):
+                if _like_a_hole(item):
+                    self.fail(item, "a name is expected here", _QUOTE)
                 fields = self.mapping(item, ("name", "ops"), "sides")
                 if "name" not in fields:
                     self.fail(item, "a side has a name")
@@ -307,7 +342,9 @@ class _Reader:
     def op(self, node: Node) -> Op:
         if isinstance(node.value, dict):
             if len(node.value) != 1:
-                self.fail(node, "an operation is one key with its arguments")
+                self.fail(
+                    node, "an operation is one key with its arguments", "several: [{add: 1}, {multiply: 2}]"
+                )
             ((name, args),) = node.value.items()
         else:
             name, args = self.text(node), Node({}, node.line)
@@ -323,7 +360,7 @@ class _Reader:
         args = {key: self.argument(takes[key].rstrip("?"), value) for key, value in fields.items()}
         for key, kind in takes.items():
             if key not in args and not kind.endswith("?"):
-                self.fail(node, f"{name} needs {key}")
+                self.fail(node, f"{name!r} needs {key!r}", f"it takes {_taken(takes)}")
             if kind.startswith("word") and args.get(key, WORDS[key][0]) not in WORDS[key]:
                 self.unknown(fields[key], args[key], WORDS[key], f"{key} of {name!r}")
         return Op(name, args)
@@ -352,70 +389,3 @@ class _Reader:
         except ValueError:
             self.fail(node, f"{text!r} is no number")
         return int(found) if found.is_integer() and abs(found) < 1 << 53 else found
-
-    # what must hold within a rule
-
-    def checked(self, item: Node, rule: Rule) -> Rule:
-        """The rule with its bare holes declared; refuses holes that nothing binds and joins that do not add up."""
-        sides = (*rule.sources, *rule.targets)
-        templates = [side.template for side in sides] + ([rule.other] if rule.other else [])
-        declared: dict[str, Hole] = {}
-        for found in templates:
-            for name, hole in found.declarations().items():
-                if name in self.globals:
-                    self.fail(item, f"the hole {name!r} has the name of something under let or tables")
-                before = declared.setdefault(name, hole)
-                if (before.kind, before.options, before.width) != (hole.kind, hole.options, hole.width):
-                    self.fail(item, f"the hole {name!r} is declared twice, differently")
-        rule = replace(
-            rule,
-            sources=tuple(replace(side, template=side.template.declared(declared)) for side in rule.sources),
-            targets=tuple(replace(side, template=side.template.declared(declared)) for side in rule.targets),
-            other=rule.other.declared(declared) if rule.other else None,
-        )
-        if rule.kind == "move":
-            self.check_joins(item, rule)
-        joined, parts = rule.over
-        bound = {name for side in rule.sources for name in side.template.names} - joined | parts
-        if rule.made is not None:
-            bound |= set(rule.made.over)
-        if rule.kind in ("tie", "fill") and rule.other is not None:
-            bound |= rule.other.names
-        if rule.kind in ("drop", "shared"):
-            uses = rule.other.names if rule.other else frozenset[str]()
-        else:
-            uses = frozenset(name for side in rule.targets for name in side.template.names)
-        for name in sorted(uses - bound - self.globals):
-            self.fail(
-                item,
-                f"nothing gives the hole {name!r} a value",
-                "a hole of the other side, or a name under let",
-            )
-        return rule
-
-    def check_joins(self, item: Node, rule: Rule) -> None:
-        joined, parts = rule.over
-        lists = [step for step in rule.joins if "over" not in step.args]
-        if len(rule.sources) > 1 and not lists:
-            self.fail(item, "several sources need concat, stack or another way to become one tensor")
-        if lists and (len(lists) > 1 or rule.joins[0] is not lists[0]):
-            self.fail(
-                item, "only the first of several joins can take the list of sources; the others say over what"
-            )
-        holes = [side.template.names - self.globals - joined for side in rule.sources]
-        if any(names != holes[0] for names in holes):
-            self.fail(item, "the sources of one rule have different holes")
-        for name in joined | parts:
-            sides = rule.sources if name in joined else rule.targets
-            found = [hole for side in sides for hole in side.template.holes if name in hole.expression.names]
-            if not found:
-                self.fail(item, f"no hole {name!r} to run over")
-            if any(hole.kind in ("segment", "rest") for hole in found):
-                self.fail(item, f"the order of {{{found[0].text}}} is not known", "list the texts: {x:q|k|v}")
-        lists = [step for step in rule.splits if "over" not in step.args]
-        if lists and (len(lists) > 1 or rule.splits[-1] is not lists[0]):
-            self.fail(
-                item, "only the last of several splits can give the list of targets; the others say over what"
-            )
-        if rule.splits and len(rule.targets) > 1 and not lists:
-            self.fail(item, "several targets need a split without over")

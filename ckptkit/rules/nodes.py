@@ -4,6 +4,7 @@ A file is refused before it costs anything: size, depth, number of nodes (those 
 time), tags, several documents, a key twice.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,15 +39,35 @@ def load(text: str, name: str) -> Node:
         for event in yaml.parse(text, loader):
             builder.event(event)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{name}:{mark.line + 1}" if mark else name
-        hint = "templates that begin with { are quoted"
-        raise CkptError(
-            "rule-invalid", f"this is no YAML: {getattr(error, 'problem', error)}", where, hint
-        ) from None
+        raise _broken(error, text, name) from None
     if builder.root is None:
-        raise CkptError("rule-invalid", "the file is empty", name)
+        raise CkptError("rule-invalid", "the file is empty", name, "its first line is ckptkit-rules: 1")
     return builder.root
+
+
+def _broken(error: Any, text: str, name: str) -> CkptError:
+    """What the parser found, at the line that it is about, and what people mostly meant."""
+    problem, context = str(getattr(error, "problem", error)), str(getattr(error, "context", ""))
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return CkptError("rule-invalid", f"this is no YAML: {problem}", name)
+    flow = "flow" in context  # something in { } or [ ], which may have begun on a line before
+    number = error.context_mark.line if flow else mark.line
+    lines = text.splitlines()
+    line = lines[number] if number < len(lines) else ""
+    plain = re.sub(r"\"[^\"]*\"|'[^']*'", "", line)
+    sign = line[mark.column : mark.column + 1] if number == mark.line else ""
+    if "\t" in line[: len(line) - len(line.lstrip())]:
+        hint = "lines are indented with blanks, not with tabs"
+    elif sign and sign in "@`%&*!|>":
+        hint = f"texts that begin with {sign} are quoted"
+    elif re.search(r"\{[A-Za-z_]\w*(\}|[-+*/%|:][^ {}]*\})", plain):
+        hint = 'names with holes are quoted: "layers.{i}.weight"'
+    elif flow:
+        hint = "within { } and [ ] texts that hold , : # { } [ ] are quoted"
+    else:
+        hint = "the keys of one rule begin in the same column"
+    return CkptError("rule-invalid", f"this is no YAML: {problem}", f"{name}:{number + 1}", hint)
 
 
 @dataclass(slots=True)
@@ -89,8 +110,9 @@ class _Builder:
             self._add(Node(value, done.line, size), done.anchor, done.line, counted=size - 1)
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor not in self.anchors:
+                hint = "a text that begins with * is quoted"
                 raise CkptError(
-                    "rule-invalid", f"*{event.anchor} repeats what is not complete", self._at(line)
+                    "rule-invalid", f"*{event.anchor} repeats what is not complete", self._at(line), hint
                 )
             self._add(self.anchors[event.anchor], None, line)
 
@@ -119,7 +141,8 @@ class _Builder:
                     "rule-invalid", "a key is not a text", self._at(key.line), "quote what begins with {"
                 )
             if key.value in found:
-                raise CkptError("rule-invalid", f"the key {key.value!r} stands twice", self._at(key.line))
+                message = f"the key {key.value!r} stands twice"
+                raise CkptError("rule-invalid", message, self._at(key.line), "one of them, or a list of both")
             found[key.value] = value
         return found
 

@@ -439,5 +439,14 @@ def dtype(name: str) -> DType:
     """Raises CkptError `dtype-unknown`."""
     found = DTYPES.get(name)
     if found is None:
-        raise CkptError("dtype-unknown", "no dtype has this name", name)
+        from difflib import get_close_matches
+
+        short = name.removeprefix("torch.")
+        near = [_SHORT[short]] if short in _SHORT else get_close_matches(short, DTYPES, 2, 0.6)
+        hint = f"meant: {' or '.join(near)}" if near else f"known: {', '.join(DTYPES)}"
+        raise CkptError("dtype-unknown", f"no dtype is called {name!r}", None, hint)
     return found
+
+
+_SHORT = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32",
+          "fp64": "float64", "double": "float64", "long": "int64", "int": "int32"}  # fmt: skip

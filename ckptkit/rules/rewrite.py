@@ -21,7 +21,7 @@ from ckptkit.rules.matching import Hit, Index
 from ckptkit.rules.model import Made, Rule
 from ckptkit.rules.nearest import Nearest
 from ckptkit.rules.outcome import Product, Rewrite, RulesError
-from ckptkit.rules.template import Matcher
+from ckptkit.rules.template import Matcher, like_a_pattern
 from ckptkit.rules.values import Sizes, Values
 
 
@@ -278,8 +278,11 @@ class Proof:
         if silent:
             names = Nearest(self.graph)
             for count, rule in enumerate(silent):
-                near = names.of(rule.sources[0].template.text) if count < _TOLD else []
+                text = rule.sources[0].template.text
+                near = names.of(text) if count < _TOLD else []
                 hint = f"nearest: {', '.join(near)}" if near else "optional: true allows that"
+                if like_a_pattern(text):
+                    hint = "names are no patterns: {i} is a number, {x:*} a segment, {rest:**} anything"
                 self.error("rule-unmatched", rule.where, f"no name matches {rule}", hint)
 
     def collisions(self) -> None:

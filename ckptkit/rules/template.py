@@ -145,11 +145,17 @@ def template(text: str) -> Template:
         elif text[at] == "{":
             end = _closing(text, at)
             if end < 0:
-                raise CkptError("rule-invalid", f"a brace is not closed in {text!r}")
+                raise CkptError(
+                    "rule-invalid", f"a brace is not closed in {text!r}", None, "{{ stands for a brace"
+                )
             if literal:
                 parts.append(literal)
                 literal = ""
-            parts.append(_hole(text[at + 1 : end]))
+            try:
+                parts.append(_hole(text[at + 1 : end]))
+            except CkptError as error:
+                what = f"in {text!r}: {error.message}"
+                raise CkptError(error.code, what, None, error.hint or _KINDS) from None
             at = end + 1
         elif text[at] == "}":
             raise CkptError(
@@ -176,6 +182,8 @@ def _closing(text: str, at: int) -> int:
 
 
 def _hole(text: str) -> Hole:
+    if not text.strip():
+        raise CkptError("rule-invalid", "a hole without a name")
     name, colon, kind = text.partition(":")
     if colon and _NAME.fullmatch(name):
         expression = parse(name)
@@ -203,6 +211,11 @@ def _hole(text: str) -> Hole:
         key, equals, value = pair.partition("=")
         if not equals:
             value = key = key.strip()  # stays as it is
+            if ":" in key:
+                hint = "for example {x|w1=gate_proj,w2=down_proj}"
+                raise CkptError(
+                    "rule-invalid", f"{{{text}}} pairs values and texts by =, not by :", None, hint
+                )
         if not key.strip() or key.strip() in keys:
             hint = "for example {x|w1=gate_proj,w2=down_proj}"
             raise CkptError("rule-invalid", f"{{{text}}} has an empty value, or one twice", None, hint)
@@ -236,6 +249,11 @@ def _check(found: Template) -> None:
             raise CkptError("rule-invalid", f"two holes touch in {found.text!r}", None, hint)
         open_segment = open_segment or wide
         before = part
+
+
+def like_a_pattern(text: str) -> bool:
+    """Whether a template looks as if it were meant as a regular expression or a file pattern."""
+    return re.search(r"\\[.dws]|\.[*+]|\(\?|\[0-9|\*", re.sub(r"\{[^{}]*\}", "", text)) is not None
 
 
 def partly(text: str, bound: Mapping[str, Value], env: Environment) -> str:
