@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from ckptkit.cli import options
+from ckptkit.cli.progress import Bar
 from ckptkit.cli.text import emit
 from ckptkit.core.errors import CkptError
 
 if TYPE_CHECKING:
+    from ckptkit.targets.configuration import Configuration, Settings
     from ckptkit.targets.target import Target
-    from ckptkit.verbs.check import CheckReport
+    from ckptkit.verbs.check import CheckReport, Misfit
 
 
 class Outcome(NamedTuple):
@@ -67,11 +69,23 @@ class _Job(NamedTuple):
     "--allow-mismatch", metavar="GLOB", multiple=True, help="Tensors of another dtype or shape. Repeatable."
 )
 @click.option(
+    "--select", metavar="CODE", multiple=True, help="Only findings of this code or pattern. Repeatable."
+)
+@click.option(
+    "--ignore", metavar="CODE", multiple=True, help="No findings of this code or pattern. Repeatable."
+)
+@click.option(
+    "--staged",
+    is_flag=True,
+    help="Also how git has the files staged: .gitattributes may give them to git-LFS.",
+)
+@click.option(
     "--values", is_flag=True, help="Read the tensors too: NaN, infinity, weights that are all one number."
 )
 @options.section
 @options.variant
-@options.output("text", "json", "github", "junit", "markdown")
+@options.no_plugins
+@options.output("text", "json", "github", "sarif", "junit", "markdown")
 @options.quiet
 def command(
     paths: tuple[str, ...],
@@ -79,6 +93,9 @@ def command(
     everything: bool,
     allow_code: bool,
     time_limit: float | None,
+    select: tuple[str, ...],
+    ignore: tuple[str, ...],
+    staged: bool,
     style: str | None,
     quiet: bool,
     **chosen: Any,
@@ -92,11 +109,20 @@ def command(
     if not paths and not everything:
         raise click.UsageError("missing argument 'PATH...'")
     from ckptkit.cli import checkstyles
+    from ckptkit.targets.configuration import Configuration, Settings, codes
 
-    jobs = [_Job(path, target) for path in paths] if target is not None else list(_jobs(paths, everything))
-    # What a configuration names as target is never code, whatever the command line allows.
-    outcomes = _run(jobs, chosen, allow_code and target is not None, time_limit)
+    configured = Configuration.load()
+    if target is not None:
+        jobs = [_Job(path, target) for path in paths]
+    else:
+        jobs = list(_jobs(paths, everything, configured))
     code = 0
+    said = Settings(codes(select, None), codes(ignore, None))
+    # What a configuration names as target is never code, whatever the command line allows.
+    limits = {"allow_code": allow_code and target is not None, "time_limit": time_limit}
+    outcomes = _settled(
+        _run(jobs, chosen, limits, configured, quiet), configured, said, _staged(jobs, staged)
+    )
 
     def counted() -> Iterator[Outcome]:
         nonlocal code
@@ -113,29 +139,22 @@ def command(
     return code
 
 
-def _jobs(paths: tuple[str, ...], everything: bool) -> Iterator[_Job]:
+def _jobs(paths: tuple[str, ...], everything: bool, configured: "Configuration") -> Iterator[_Job]:
     """Each checkpoint once, with the contract that belongs to it."""
-    from ckptkit.targets.belonging import (
-        CONFIGURATION,
-        checkpoint_of,
-        contract_of,
-        contracts_below,
-        mapping,
-        model_of,
-    )
+    from ckptkit.targets.belonging import all_of, checkpoint_of, contract_of, model_of
+    from ckptkit.targets.configuration import CONFIGURATION
     from ckptkit.targets.resolve import is_contract
 
-    configured = mapping()
     seen: set[str] = set()
-    everything = everything or any(os.path.basename(path) in CONFIGURATION for path in paths)
+    everything = everything or any(os.path.normpath(path) == configured.path for path in paths)
     named = [path for path in paths if os.path.basename(path) not in CONFIGURATION]
-    for path in (*named, *(contracts_below() if everything else ())):
+    for path in (*named, *(all_of(configured.contracts) if everything else ())):
         try:
             contract = path if is_contract(path) else None
             model = checkpoint_of(path) if contract else model_of(path)
             if model is None:  # the configuration of something that is no checkpoint
                 continue
-            contract = contract or contract_of(model, configured)
+            contract = contract or contract_of(model, configured.contracts)
         except CkptError as error:
             yield _Job(path, None, error)
             continue
@@ -146,7 +165,11 @@ def _jobs(paths: tuple[str, ...], everything: bool) -> Iterator[_Job]:
 
 
 def _run(
-    jobs: Iterable[_Job], chosen: Mapping[str, Any], allow_code: bool, time_limit: float | None
+    jobs: Iterable[_Job],
+    chosen: Mapping[str, Any],
+    limits: Mapping[str, Any],
+    configured: "Configuration",
+    quiet: bool,
 ) -> Iterator[Outcome]:
     """One after the other; a target is read once, and one that cannot be read hides no other."""
     from ckptkit.format import read
@@ -157,18 +180,57 @@ def _run(
     target: Target | None = None
     last: str | None = None
     for path, named, error in jobs:
-        try:
-            if error is not None:
-                raise error
-            if named is None:
-                graph = read(path, chosen["section"], variant=chosen["variant"])
-                yield Outcome(path, health(graph, values=chosen["values"]), None)
-                continue
-            if target is None or named != last:
-                target, last = resolve(named, allow_code=allow_code, time_limit=time_limit), named
-            yield Outcome(path, check(path, target, **chosen), None)
-        except CkptError as failure:
-            yield Outcome(path, None, failure)
+        with Bar(1, quiet=quiet) as bar:
+            try:
+                if error is not None:
+                    raise error
+                if named is None:
+                    graph = read(path, chosen["section"], variant=chosen["variant"])
+                    found = health(graph, values=chosen["values"], progress=bar.of)
+                else:
+                    if target is None or named != last:
+                        target, last = resolve(named, **limits), named
+                    found = check(
+                        path, target, **_allowing(chosen, configured.settings(path)), progress=bar.of
+                    )
+            except CkptError as failure:
+                outcome = Outcome(path, None, failure)
+            else:
+                outcome = Outcome(path, found, None)
+        yield outcome
+
+
+def _allowing(chosen: Mapping[str, Any], settings: "Settings") -> Mapping[str, Any]:
+    """The options with what the project allows for the path."""
+    more = {"missing": settings.missing, "unexpected": settings.unexpected, "mismatch": settings.mismatch}
+    return {**chosen, **{f"allow_{kind}": (*chosen[f"allow_{kind}"], *globs) for kind, globs in more.items()}}
+
+
+def _staged(jobs: Iterable[_Job], wanted: bool) -> "Mapping[str, tuple[Misfit, ...]]":
+    if not wanted:
+        return {}
+    from ckptkit.verbs.check.staged import staged
+
+    return staged([job.path for job in jobs if os.path.exists(job.path)])
+
+
+def _settled(
+    outcomes: Iterable[Outcome],
+    configured: "Configuration",
+    said: "Settings",
+    staged: "Mapping[str, tuple[Misfit, ...]]",
+) -> Iterator[Outcome]:
+    """The outcomes with what git has staged, and with only the findings that count here."""
+    from ckptkit.verbs.check.selection import concluded, counted, select, unread
+
+    for path, found, error in outcomes:
+        settings = configured.settings(path) + said
+        if error is not None and not counted(error.code, settings):
+            found, error = unread(path, error), None
+        if found is not None:
+            more = staged.get(path, ())
+            found = select(concluded(found, (*more, *found.findings)) if more else found, settings)
+        yield Outcome(path, found, error)
 
 
 __all__ = ["Outcome", "command"]

@@ -1,4 +1,4 @@
-"""Reports of `check` as text, JSON, Markdown, GitHub annotations and JUnit XML."""
+"""Reports of `check` as text, JSON, Markdown, GitHub annotations, SARIF and JUnit XML."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +17,8 @@ _KINDS = {
     "tensor-missing": "missing", "tensor-unexpected": "unexpected", "shape-differs": "shape", "dtype-differs": "dtype",
     "tie-dropped": "tie", "tie-broken": "tie", "names-differ": "names", "metadata-missing": "metadata",
     "metadata-other": "metadata", "name-forbidden": "forbidden", "dtype-refused": "dtype", "too-large": "size",
-    "not-finite": "values", "digest-differs": "digest", "file-missing": "file", "file-differs": "file",
+    "not-finite": "values", "lfs-bypassed": "git", "digest-differs": "digest", "file-missing": "file",
+    "file-differs": "file",
 }  # fmt: skip
 
 
@@ -217,6 +218,27 @@ def _property(text: str) -> str:
     return _data(text).replace(":", "%3A").replace(",", "%2C")
 
 
+def _sarif(outcomes: "Iterable[Outcome]", several: bool) -> Iterator[str]:
+    """What code scanning services show; what cannot be read is an error like others."""
+    from ckptkit.cli.sarif import document, located
+    from ckptkit.core.jsonable import dumps
+
+    results = []
+    for outcome in outcomes:
+        if outcome.error is not None:
+            error = outcome.error
+            said = " — ".join(filter(None, (error.message, error.where, error.hint)))
+            results.append(located(error.code, "error", clean(said), outcome.path))
+            continue
+        found = outcome.report
+        assert found is not None
+        next_steps = [f"next: {fix}" for fix in found.fixes]
+        for line in lines(found):
+            said = "\n".join(filter(None, (line.text, line.first.hint, *next_steps)))
+            results.append(located(line.first.code, line.first.severity, said, found.path, line.names))
+    yield dumps(document(results))
+
+
 def _junit(outcomes: "Iterable[Outcome]", several: bool) -> Iterator[str]:
     """A test case for each checkpoint: a misfit is a failure, what cannot be read an error."""
     from xml.sax.saxutils import escape, quoteattr
@@ -244,6 +266,12 @@ def _junit(outcomes: "Iterable[Outcome]", several: bool) -> Iterator[str]:
 
 
 _Style = Callable[["Iterable[Outcome]", bool], Iterator[str]]
-STYLES: dict[str, _Style] = {"json": _json, "markdown": _markdown, "github": _github, "junit": _junit}
+STYLES: dict[str, _Style] = {
+    "json": _json,
+    "markdown": _markdown,
+    "github": _github,
+    "sarif": _sarif,
+    "junit": _junit,
+}
 
 __all__: Sequence[str] = ["STYLES", "lines", "text"]

@@ -82,13 +82,8 @@ def command(
 
 def _digest(path: str, chosen: Mapping[str, Any]) -> Digest:
     with Bar(1, quiet=chosen["quiet"]) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.show(done)
-
         wanted = {key: chosen[key] for key in ("section", "variant", "include", "exclude")}
-        return digest(path, progress=progress, **wanted)
+        return digest(path, progress=bar.of, **wanted)
 
 
 def _whole(found: Digest, chosen: Mapping[str, Any]) -> str:

@@ -100,6 +100,22 @@ time_limit = click.option(
     type=click.FloatRange(min=0, min_open=True),
     help="Give up making a model as target after this.  [default: 60]",
 )
+
+
+def _without_plugins(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from ckptkit.format.registry import without_plugins
+
+        context.with_resource(without_plugins())
+
+
+no_plugins = click.option(
+    "--no-plugins",
+    is_flag=True,
+    callback=_without_plugins,
+    expose_value=False,
+    help="Load no formats of other packages, as the hooks do.",
+)
 quiet = click.option("-q", "--quiet", is_flag=True, help="No notes and no progress.")
 
 

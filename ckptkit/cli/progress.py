@@ -41,6 +41,11 @@ class Bar:
         sys.stderr.write(f"\r {'━' * filled}{'─' * (room - filled)}{numbers}\x1b[K")
         sys.stderr.flush()
 
+    def of(self, done: int, total: int) -> None:
+        """So many bytes of so many."""
+        self.total = total
+        self.show(done)
+
     def phase(self, name: str, done: int, total: int) -> None:
         """Where a phase of the work stands; writing is not named, what follows it is."""
         label = "" if name == "write" else f"{name} "

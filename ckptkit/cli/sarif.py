@@ -28,22 +28,32 @@ def document(results: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def result(finding: "ScanFinding", path: str) -> dict[str, Any]:
-    """A finding as a result, placed in the file that holds it."""
-    from urllib.parse import quote
-
+    """A finding of `scan` as a result, placed in the file that holds it."""
     file, _, inner = finding.where.removeprefix(path).partition(":")
     file = path + file.split(", byte ")[0] if finding.where.startswith(path) else path
-    location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": quote(_posix(file))}}}
-    if inner:
-        location["logicalLocations"] = [{"fullyQualifiedName": inner.strip()}]
-    return {
-        "ruleId": finding.code,
-        "level": finding.severity,
-        "message": {"text": f"{finding.message} — {finding.where}"},
-        "locations": [location],
-        "properties": {"kind": finding.kind, "name": finding.name, "called": finding.called},
+    properties = {"kind": finding.kind, "name": finding.name, "called": finding.called}
+    text = f"{finding.message} — {finding.where}"
+    return located(finding.code, finding.severity, text, file, inner.strip(), properties)
+
+
+def located(
+    code: str, level: str, text: str, path: str, inner: str = "", properties: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """A result at a file, and at what is named in it. Files here have no lines: services show it at the first."""
+    from os import fsencode
+    from urllib.parse import quote
+
+    place = {
+        "artifactLocation": {"uri": quote(fsencode(path.replace("\\", "/")))},
+        "region": {"startLine": 1},
     }
-
-
-def _posix(path: str) -> str:
-    return path.replace("\\", "/")
+    location: dict[str, Any] = {"physicalLocation": place}
+    if inner:
+        location["logicalLocations"] = [{"fullyQualifiedName": inner}]
+    found: dict[str, Any] = {
+        "ruleId": code,
+        "level": level,
+        "message": {"text": text},
+        "locations": [location],
+    }
+    return found if properties is None else {**found, "properties": properties}

@@ -39,6 +39,7 @@ _WORDS: "dict[Kind, str]" = {
 @click.option(
     "--allow", metavar="NAME", multiple=True, help="A class (module.name) to take for data. Repeatable."
 )
+@options.no_plugins
 @options.output("text", "json", "sarif")
 @options.quiet
 def command(paths: tuple[str, ...], crc: bool, allow: tuple[str, ...], style: str | None, quiet: bool) -> int:

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 from ckptkit.core.dtypes import DType
 from ckptkit.core.errors import CkptError
 from ckptkit.core.files import File
-from ckptkit.core.tensor import Buffer, Tally, Tensor
+from ckptkit.core.tensor import Buffer, Tensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,8 +39,8 @@ def numpy_dtype(dtype: DType) -> "np.dtype[Any]":
     return np.dtype(scalar)
 
 
-def to_numpy(tensor: Tensor, tally: Tally | None = None) -> "Array":
-    """The values as a read-only array of the tensor's shape; `tally` counts what is lost in computing them.
+def to_numpy(tensor: Tensor) -> "Array":
+    """The values as a read-only array of the tensor's shape.
 
     A plain tensor is mapped, not read, wherever it lies in its file; anything else is gathered into memory. Quantised
     types give their stored integers. Bools are an array of bool if every byte is 0 or 1; other bytes have no meaning
@@ -64,7 +64,7 @@ def to_numpy(tensor: Tensor, tally: Tally | None = None) -> "Array":
         array = np.ndarray(tensor.shape, stored, _map(tensor.file), tensor.offset)
     else:
         _check_host()
-        packed = gather(tensor, tally)
+        packed = gather(tensor)
         array = unpack(packed, tensor.dtype, tensor.size).reshape(tensor.shape)
     if tensor.dtype.kind == "bool" and array.dtype != dtype and not (array > 1).any():
         array = array.view(dtype)
@@ -72,13 +72,13 @@ def to_numpy(tensor: Tensor, tally: Tally | None = None) -> "Array":
     return array
 
 
-def gather(tensor: Tensor, tally: Tally | None = None) -> "Array":
+def gather(tensor: Tensor) -> "Array":
     """The tensor's bytes, packed row-major little-endian, in one new uint8 array; raises as `Tensor.chunks`."""
     import numpy as np
 
     data = np.empty(tensor.nbytes, np.uint8)
     done = 0
-    for chunk in tensor.chunks(tally=tally):
+    for chunk in tensor.chunks():
         data[done : done + len(chunk)] = np.frombuffer(chunk, np.uint8)
         done += len(chunk)
     if done != len(data):

@@ -201,14 +201,20 @@ def told(where: str | os.PathLike[str]) -> Iterator[None]:
         raise io_error(error, os.fspath(where)) from None
 
 
-def hashed(file: File, algorithm: str) -> str:
-    """The hexadecimal digest of all bytes of a file. Raises CkptError `changed-on-disk`, `truncated`, `io-error`."""
+def hashed(file: File, algorithm: str, advance: Callable[[int], None] | None = None) -> str:
+    """The hexadecimal digest of all bytes of a file; `advance` is called with the bytes of each piece read.
+
+    Raises CkptError `changed-on-disk`, `truncated`, `io-error`.
+    """
     import hashlib
 
     digest = hashlib.new(algorithm, usedforsecurity=False)
     with file.open() as reader:
         for at in range(0, file.size, _PIECE):
-            digest.update(reader.read(at, min(_PIECE, file.size - at)))
+            piece = reader.read(at, min(_PIECE, file.size - at))
+            digest.update(piece)
+            if advance is not None:
+                advance(len(piece))
     return digest.hexdigest()
 
 

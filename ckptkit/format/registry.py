@@ -5,6 +5,8 @@ only when no format of our own claims a file, or to list the formats. Recognitio
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol
@@ -87,8 +89,23 @@ FORMATS: tuple[Format, ...] = (
 # fmt: on
 
 
+_own_alone: ContextVar[bool] = ContextVar("own_alone", default=False)
+
+
+@contextmanager
+def without_plugins() -> Iterator[None]:
+    """Within it no code of other distributions is looked for or loaded."""
+    token = _own_alone.set(True)
+    try:
+        yield
+    finally:
+        _own_alone.reset(token)
+
+
 def plugins() -> Iterator[Format]:
     """The formats that installed distributions add. Raises CkptError `plugin-broken`."""
+    if _own_alone.get():
+        return
     from importlib.metadata import entry_points
 
     for point in entry_points(group="ckptkit.formats"):

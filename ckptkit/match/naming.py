@@ -21,7 +21,8 @@ _MOST = 500_000  # characters of all names that presets are tried on: some ten t
 def presets(graph: TensorGraph, target: Target, sizes: Mapping[str, int], *, names: bool) -> list[str]:
     """The presets (`NAME` or `NAME --reverse`) that turn the checkpoint into exactly what the target expects.
 
-    Where its names are other ones (`names`), also those that account for every tensor and still need a value.
+    Where there is none and its names are other ones (`names`): those that account for each tensor by its own rule, and
+    need a value before more can be told.
     """
     if sum(map(len, graph)) + sum(map(len, target.tensors)) > _MOST:
         return []
@@ -32,8 +33,17 @@ def presets(graph: TensorGraph, target: Target, sizes: Mapping[str, int], *, nam
         if aim is None:
             found = [(label, rules[0]) for label, rules in candidates(graph, {}) if len(rules) == 1]
             return [label for label, rules in found if _gives(rules, graph, target, sizes, names=names)]
-        found = [(label, rules[0]) for label, rules in candidates(graph, {}, aim) if len(rules) == 1]
-        return [label for label, rules in found if names or not _needs(rules.check(graph, aim))]
+        # convert turns all its rules around or none.
+        fitting = [
+            item
+            for item in candidates(graph, {}, aim)
+            if len(item.rules) == 1 or "--reverse" not in item.label
+        ]
+        proved = [
+            label for label, rules in fitting if len(rules) > 1 or not _needs(rules[0].check(graph, aim))
+        ]
+        plain = [label for label, rules in fitting if not any(step.parsed.keep_others for step in rules)]
+        return proved or (plain if names else [])
     except CkptError:  # no rules for this: the caller says that nothing fits
         return []
 

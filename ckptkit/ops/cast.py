@@ -60,10 +60,6 @@ class Cast:
     def extents(self) -> tuple[Extent, ...]:
         return self.origin.extents
 
-    def over(self, change: Callable[[Tensor], Tensor]) -> "Cast":
-        """The cast of a rearranged tensor."""
-        return Cast(change(self.origin), self.dtype)
-
     def memory(self, limit: int) -> int:
         read, given = self._limits(limit)
         return self.origin.memory(read) + given + 24 * _BLOCK + _TABLES

@@ -1,12 +1,11 @@
 """Rearranging a tensor's elements without touching them: reshape, permute, narrow.
 
 Over stored bytes all of these are strided views (`ckptkit.core.views`), which compose and are read in bounded memory; a
-range of rows of a plain tensor is a plain tensor. What is computed element by element, or joined of several tensors, is
-rearranged by rearranging what it is made of. Elements that can only be produced in order are streamed past, or held
-as a whole where their order changes.
+range of rows of a plain tensor is a plain tensor. What no view can express (elements that can only be produced
+in order) is streamed past, or held as a whole where the order changes.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -15,10 +14,8 @@ from ckptkit.core.errors import CkptError
 from ckptkit.core.storage import FileStorage, MemoryStorage, Storage
 from ckptkit.core.tensor import Buffer, Extent, Tally, Tensor
 from ckptkit.core.views import WINDOW, View, view
-from ckptkit.ops.cast import Cast
-from ckptkit.ops.join import Joined, concat, joined
+from ckptkit.ops.join import Joined, joined
 from ckptkit.ops.pull import Puller
-from ckptkit.ops.values import Mapped, Same
 
 
 def reshape(tensor: Tensor, shape: Sequence[int]) -> Tensor:
@@ -62,13 +59,9 @@ def permute(tensor: Tensor, order: Sequence[int]) -> Tensor:
     placed = _placed(tensor)
     strides = placed.strides if placed else contiguous(tensor.shape)
     start = placed.start if placed else 0
-    made = _viewed(
+    return _viewed(
         tensor, placed, tuple(tensor.shape[d] for d in dims), tuple(strides[d] for d in dims), start
     )
-    if placed is not None:
-        return made
-    inner = _within(tensor, lambda part: permute(part, dims), dims.index)
-    return inner if inner is not None and inner.memory() < made.memory() else made
 
 
 def narrow(tensor: Tensor, dim: int, start: int, stop: int, step: int = 1) -> Tensor:
@@ -94,10 +87,6 @@ def narrow(tensor: Tensor, dim: int, start: int, stop: int, step: int = 1) -> Te
         if tensor.file is not None and outer == 1 and not start * inner * tensor.dtype.bits & 7:
             return replace(tensor, shape=shape, offset=tensor.offset + start * inner * tensor.dtype.bits // 8)
     placed = _placed(tensor)
-    if placed is None and isinstance(tensor.source, Cast | Mapped):
-        inner_part = _within(tensor, lambda part: narrow(part, at, start, stop, step), lambda dim: dim)
-        if inner_part is not None:
-            return inner_part
     if placed is None and step == 1 and not inner * tensor.dtype.bits & 7:
         unit = inner * tensor.dtype.bits // 8
         window = Window(tensor, size * unit, start * unit, stop * unit)
@@ -173,34 +162,6 @@ def _viewed(
         neg=placed.neg,
         kind=tensor.kind,
     )
-
-
-def _within(tensor: Tensor, change: Callable[[Tensor], Tensor], moved: Callable[[int], int]) -> Tensor | None:
-    """A rearrangement, made of what the tensor is made of; None where its elements only come in order.
-
-    `moved` tells where a dimension of the tensor is after the change.
-    """
-    source, shape = tensor.source, tensor.shape
-    if tensor.dtype.bits & 7:
-        return None
-    if isinstance(source, Cast | Mapped | Same):
-        shapes = []
-
-        def each(part: Tensor) -> Tensor:
-            made = change(_shaped(part, shape))
-            shapes.append(made.shape)
-            return made
-
-        inner = source.over(each)
-        return Tensor(tensor.dtype, shapes[0], source=inner, kind=tensor.kind)
-    if not isinstance(source, Joined):
-        return None
-    for at in range(len(shape)):
-        unit = prod(shape[:at]) * prod(shape[at + 1 :])
-        if prod(shape[:at]) == source.outer and not any(part.size % unit for part in source.parts):
-            parts = [reshape(p, (*shape[:at], p.size // unit, *shape[at + 1 :])) for p in source.parts]
-            return concat([change(part) for part in parts], moved(at))
-    return None
 
 
 def _of_joined(tensor: Tensor, source: Joined, shape: tuple[int, ...], start: int, stop: int) -> Tensor:
@@ -280,7 +241,7 @@ class Held:
 
     def chunks(self, limit: int, tally: Tally | None = None) -> Iterator[Buffer]:
         dtype = self.origin.dtype
-        data = gather(self.origin, tally)
+        data = gather(self.origin)
         if not dtype.bits & 7:
             yield from view(
                 MemoryStorage(data.data, None), dtype, self.shape, self.strides, self.start

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from math import ceil, floor, prod
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.core.arrays import to_numpy
 from ckptkit.core.errors import CkptError
 from ckptkit.core.tensor import Buffer, Extent, Tally, Tensor
 from ckptkit.ops.cast import cast
@@ -66,12 +65,11 @@ class Resized:
     def chunks(self, limit: int, tally: Tally | None = None) -> Iterator[Buffer]:
         import numpy as np
 
-        values = to_numpy(self.origin, tally).astype(np.float64)
+        values = self.origin.numpy().astype(np.float64)
         for dim, (old, new) in enumerate(zip(self.origin.shape, self.shape, strict=True)):
             if old != new:
                 matrix = _matrix(old, new, self.mode, self.antialias)
-                with np.errstate(all="ignore"):
-                    values = np.moveaxis(np.tensordot(matrix, values, (1, dim)), 0, dim)
+                values = np.moveaxis(np.tensordot(matrix, values, (1, dim)), 0, dim)
         data = np.ascontiguousarray(values, self.origin.dtype.name).data.cast("B")
         step = max(8, limit - limit % 8)
         for at in range(0, len(data), step):

@@ -4,12 +4,11 @@ Values are computed in float32 (float64 stays float64) and rounded once, to the 
 does on a CPU. Only floats are computed with: integers, bools and packed types are refused.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
-from ckptkit.core.arrays import numpy_dtype, to_numpy
 from ckptkit.core.dtypes import DTYPES, DType
 from ckptkit.core.errors import CkptError
 from ckptkit.core.tensor import Buffer, Extent, Tally, Tensor
@@ -76,10 +75,6 @@ class Mapped:
     def extents(self) -> tuple[Extent, ...]:
         return tuple(extent for tensor in self.origins for extent in tensor.extents)
 
-    def over(self, change: Callable[[Tensor], Tensor]) -> "Mapped":
-        """The function of tensors that are all rearranged alike."""
-        return Mapped(tuple(map(change, self.origins)), self.function, self.operand)
-
     def memory(self, limit: int) -> int:
         return sum(tensor.memory(limit) for tensor in self.origins) + 3 * limit
 
@@ -139,10 +134,6 @@ class Same:
     @property
     def extents(self) -> tuple[Extent, ...]:
         return self.origin.extents
-
-    def over(self, change: Callable[[Tensor], Tensor]) -> "Same":
-        """The replicas, all rearranged alike: only what is left of them is compared."""
-        return Same(change(self.origin), tuple(map(change, self.others)))
 
     def memory(self, limit: int) -> int:
         return self.origin.memory(limit) + sum(tensor.memory(limit) + limit for tensor in self.others)
@@ -235,12 +226,12 @@ class Scaled:
         """The factor for each index, float64."""
         import numpy as np
 
-        given = [to_numpy(tensor, tally).reshape(-1).astype(np.float64) for tensor in self.factors]
+        given = [tensor.numpy().reshape(-1).astype(np.float64) for tensor in self.factors]
         with np.errstate(all="ignore"):
             if self.kind == "batch_norm":
                 return given[0] / np.sqrt(given[1] + self.eps)
             squares = np.zeros(1 if self.dim is None else self.origin.shape[self.dim])
-            for values, index in self._indexed(limit, None):  # its losses count when the values are made
+            for values, index in self._indexed(limit, tally):
                 wide = values.astype(np.float64)
                 squares += np.bincount(index, wide * wide, len(squares))
             return given[0] / np.sqrt(squares)
@@ -322,10 +313,12 @@ class Dequantized:
     def chunks(self, limit: int, tally: Tally | None = None) -> Iterator[Buffer]:
         import numpy as np
 
-        scales = to_numpy(self.scale, tally).reshape(-1).astype(np.float32)
+        from ckptkit.core.arrays import numpy_dtype
+
+        scales = self.scale.numpy().reshape(-1).astype(np.float32)
         if self.inverse:
             scales = np.float32(1) / scales
-        zeros = None if self.zero is None else to_numpy(self.zero, tally).reshape(-1).astype(np.float32)
+        zeros = self.zero.numpy().reshape(-1).astype(np.float32) if self.zero is not None else None
         kind = numpy_dtype(self.weight.dtype)
         at = 0
         for chunk in self.weight.chunks(max(1, limit // 16), tally):
@@ -385,6 +378,8 @@ class Filled:
 
     def chunks(self, limit: int, tally: Tally | None = None) -> Iterator[Buffer]:
         import numpy as np
+
+        from ckptkit.core.arrays import numpy_dtype
 
         kind = numpy_dtype(self.dtype)
         step = max(1, limit // 16)

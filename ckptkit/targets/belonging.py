@@ -1,13 +1,7 @@
 """Which contract belongs to a checkpoint, and which checkpoint to a contract.
 
 A contract lies beside its checkpoint as `model.safetensors.ckpt.yaml` or `model.ckpt.yaml` (for a folder,
-`llama.ckpt.yaml` beside it), or is named for a shell pattern of paths, in `.ckptkit.toml`
-
-    [contracts]
-    "weights/*.safetensors" = "contracts/detector.ckpt.yaml"
-
-or under `[tool.ckptkit.contracts]` of a pyproject.toml, in the working directory; the first pattern that matches
-counts, and paths are relative to there.
+`llama.ckpt.yaml` beside it), or is named for a shell pattern of paths under `contracts` in the configuration.
 """
 
 import os
@@ -17,36 +11,13 @@ from fnmatch import fnmatch
 from pathlib import PurePath
 
 from ckptkit.core.errors import CkptError
-from ckptkit.core.files import beside, told
+from ckptkit.core.files import beside
 from ckptkit.format import listing
 from ckptkit.targets.contract import SUFFIX, Contract
 
-CONFIGURATION = (".ckptkit.toml", "pyproject.toml")
 _PART = re.compile(r"config\.json|.*\.index\.json|.*-\d{5}-of-\d{5}\..*")
 _SKIPPED = ("node_modules", "site-packages", "__pycache__")
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".onnx", ".th", ".pth.tar", "")
-
-
-def mapping() -> Mapping[str, str]:
-    """Pattern of paths → contract, from the configuration. Raises CkptError `configuration-invalid`."""
-    import tomllib
-
-    for name in CONFIGURATION:
-        if not os.path.isfile(name):
-            continue
-        try:
-            with told(name), open(name, "rb") as file:
-                found = tomllib.load(file)
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise CkptError("configuration-invalid", f"this is no TOML: {error}", name) from None
-        if name == "pyproject.toml":
-            found = found.get("tool", {}).get("ckptkit", {})
-        contracts = found.get("contracts", {})
-        if not isinstance(contracts, dict) or not all(isinstance(path, str) for path in contracts.values()):
-            raise CkptError("configuration-invalid", "contracts are pattern = contract, both texts", name)
-        if contracts:
-            return contracts
-    return {}
 
 
 def contract_of(path: str, configured: Mapping[str, str]) -> str | None:
@@ -102,6 +73,18 @@ def model_of(path: str) -> str | None:
 
 def _has_weights(folder: str) -> bool:
     return any(name.endswith((".safetensors", ".bin")) for name in listing.files(folder))
+
+
+def all_of(configured: Mapping[str, str], folder: str = ".") -> Iterator[str]:
+    """Every contract in a folder and below, and every path that the configuration has a contract for.
+
+    A pattern that no file matches comes as it is written: what it names is gone.
+    """
+    from glob import glob
+
+    yield from contracts_below(folder)
+    for pattern in configured:
+        yield from sorted(glob(pattern, root_dir=folder)) or [pattern]
 
 
 def contracts_below(folder: str = ".") -> Iterator[str]:

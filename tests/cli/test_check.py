@@ -294,4 +294,147 @@ def test_the_hook_takes_what_belongs_to_checkpoints(path: str, taken: bool) -> N
     )
     assert bool(re.search(hook["files"], path)) == taken
     assert hook["require_serial"] is True
-    assert json.dumps(hook["entry"]) == '"ckptkit check"'
+    assert hook["entry"].split()[:2] == ["ckptkit", "check"]
+
+
+def test_sarif(folder: Path, run: Run) -> None:
+    Path("100% odd\n#.safetensors").write_bytes(Path("other.safetensors").read_bytes())
+    line = ("check", "other.safetensors", "100% odd\n#.safetensors", "none.pt", "--target", "x.ckpt.yaml")
+    done = run(*line, "--format", "sarif")
+    assert done.code == 2
+    document = done.json
+    assert (document["version"], set(document)) == ("2.1.0", {"$schema", "version", "runs"})
+    (found,) = document["runs"]
+    rules = [rule["id"] for rule in found["tool"]["driver"]["rules"]]
+    assert rules == ["not-found", "shape-differs"]
+    for result in found["results"]:
+        assert set(result) <= {"ruleId", "ruleIndex", "level", "message", "locations", "properties"}
+        assert rules[result["ruleIndex"]] == result["ruleId"]
+        assert result["level"] in ("none", "note", "warning", "error")
+        assert result["message"]["text"]
+        (location,) = result["locations"]
+        place = location["physicalLocation"]
+        assert place["region"]["startLine"] >= 1
+        assert re.fullmatch(r"[\w./%-]+", place["artifactLocation"]["uri"])
+    names = [
+        at["fullyQualifiedName"]
+        for r in found["results"]
+        for at in r["locations"][0].get("logicalLocations", ())
+    ]
+    assert names == ["fc.weight", "fc.bias"] * 2
+    assert "next: ckptkit check" in found["results"][0]["message"]["text"]
+
+
+def test_findings_are_chosen_by_code(folder: Path, run: Run, fixtures_dir: Path) -> None:
+    trainer = fixtures_dir / "good" / "trainer.pt"
+    codes = lambda done: {item["code"] for item in done.json["findings"]}  # noqa: E731
+    assert codes(run("check", trainer, "--json", "--select", "names-*")) == {"names-wrapped"}
+    done = run("check", trainer, "--json", "--ignore", "names-wrapped", "--ignore", "optimizer-shipped")
+    assert (codes(done), done.json["summary"]) == ({"ema-left-out"}, "healthy")
+    done = run("check", "other.safetensors", "--target", "x.ckpt.yaml", "--ignore", "shape-differs", "--json")
+    assert (done.code, done.json["verdict"], done.json["summary"], done.json["allowed"]) == (
+        0,
+        "fits",
+        "fits",
+        2,
+    )
+    assert done.json["fixes"] == []
+    samples.lfs_pointer(folder / "pointer.pt")
+    done = run("check", "pointer.pt", "--ignore", "lfs-pointer")
+    assert done.code == 0
+    assert "not checked: this is a git-LFS pointer" in done.stdout
+    done = run("check", "pointer.pt", "--ignore", "lfs-ponter")
+    assert done.code == 2
+    assert "meant: lfs-pointer" in done.stderr
+
+
+SETTINGS = """
+ignore = ["optimizer-shipped"]
+severity = {names-wrapped = "error", ema-left-out = "warning"}
+[contracts]
+"y.pt" = "x.ckpt.yaml"
+[paths."oth*"]
+allow-mismatch = ["fc.*"]
+[paths."old/*"]
+ignore = ["names-*"]
+"""
+
+
+@pytest.mark.parametrize("name", [".ckptkit.toml", "pyproject.toml"])
+def test_a_project_settles_what_counts(folder: Path, run: Run, fixtures_dir: Path, name: str) -> None:
+    lines = SETTINGS
+    if name == "pyproject.toml":
+        lines = "[tool.ckptkit]" + SETTINGS.replace("[contracts]", "[tool.ckptkit.contracts]").replace(
+            "[paths", "[tool.ckptkit.paths"
+        )
+    Path(name).write_text(lines, "utf-8")
+    shutil.copy(fixtures_dir / "good" / "trainer.pt", "trainer.pt")
+    Path("old").mkdir()
+    shutil.copy("trainer.pt", "old/trainer.pt")
+    done = run("check", "trainer.pt", "--json")
+    assert done.code == 1
+    found = {item["code"]: item["severity"] for item in done.json["findings"]}
+    assert found == {"names-wrapped": "error", "ema-left-out": "warning"}
+    assert run("check", "old/trainer.pt").code == 0
+    assert run("check", "other.safetensors", "--target", "x.ckpt.yaml").code == 0
+    assert run("check", "y.pt", "--json").json["target"] == "x.ckpt.yaml"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[contracts", "no TOML"),
+        ("ignroe = []", "meant: ignore"),
+        ("ignore = 'x'", "list of texts"),
+        ("ignore = ['optimiser-shipped']", "meant: optimizer-shipped"),
+        ("severity = {all-zero = 'fatal'}", "one of error, warning, note"),
+        ("severity = {all-zeros = 'note'}", "meant: all-zero"),
+        ("contracts = 3", "contracts is a table"),
+        ("contracts = {x = 3}", "is a path"),
+        ("paths = {'*.pt' = 3}", "is a table"),
+        ("[paths.'*.pt']\nalow-missing = []", "meant: allow-missing"),
+        ("x = " + "[" * 5000, "TOML"),
+    ],
+)
+def test_mistakes_in_settings(folder: Path, run: Run, text: str, said: str) -> None:
+    Path(".ckptkit.toml").write_text(text, "utf-8")
+    done = run("check", "x.safetensors")
+    assert done.code == 2
+    assert "error[configuration-invalid]" in done.stderr
+    assert said in done.stderr
+
+
+def test_all_finds_what_a_setting_names_and_is_gone(folder: Path, run: Run) -> None:
+    Path(".ckptkit.toml").write_text('[contracts]\n"y*.pt" = "x.ckpt.yaml"\n', "utf-8")
+    assert run("check", "--all").stdout.count("fits") == 2
+    Path("y.pt").unlink()
+    done = run("check", "--all")
+    assert done.code == 2
+    assert "y*.pt" in done.stderr
+
+
+def test_nothing_to_check_is_said(folder: Path, run: Run) -> None:
+    Path("sub").mkdir()
+    Path("sub/config.json").write_text("{}", "utf-8")
+    assert run("check", "sub/config.json").stdout.startswith("nothing to check")
+    assert run("check", "sub/config.json", "--json").json == []
+
+
+def test_plugins_are_left_alone_where_asked(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.metadata
+
+    def refuse(**_: object) -> list[object]:
+        raise AssertionError("plugins were looked for")
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", refuse)
+    Path("noise.pt").write_bytes(bytes(range(1, 200)))
+    assert "error[internal]" in run("check", "noise.pt").stderr
+    for command in ("check", "scan"):
+        assert "error[internal]" not in run(command, "noise.pt", "--no-plugins").stderr
+    assert "error[internal]" in run("check", "noise.pt").stderr
+
+
+def test_git_must_be_there_for_what_is_staged(folder: Path, run: Run) -> None:
+    done = run("check", "x.safetensors", "--staged")
+    assert done.code == 2
+    assert "error[git-failed]" in done.stderr

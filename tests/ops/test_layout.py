@@ -18,7 +18,6 @@ from ckptkit.core.plan import stored_runs
 from ckptkit.core.tensor import Tensor
 from ckptkit.ops import join, layout
 from ckptkit.ops.values import elementwise
-from ckptkit.ops.values import same as replicas
 
 
 def plain(folder: Path, array: Any, dtype: str | None = None) -> Tensor:
@@ -37,7 +36,6 @@ SOURCES: dict[str, Callable[[Path, Any], Tensor]] = {
     "plain": plain,
     "view": lambda folder, a: layout.permute(plain(folder, np.ascontiguousarray(a.T)), range(a.ndim)[::-1]),
     "computed": lambda folder, a: elementwise(plain(folder, a - 1), "add", 1),
-    "replicas": lambda folder, a: replicas([plain(folder, a), plain(folder, a)]),
     "joined": lambda folder, a: join.concat([plain(folder, a[:1]), plain(folder, a[1:])], 0),
     "turns": lambda folder, a: join.concat(
         [plain(folder, a[:, :1].copy()), plain(folder, a[:, 1:].copy())], 1
@@ -107,20 +105,6 @@ def test_joins_of_plain_tensors_are_runs(tmp_path: Path) -> None:
     assert middle is not None
     assert [(run.file, run.nbytes) for run in middle] == [(b.file, 48), (a.file, 24)]
     assert stored_runs(join.concat([a, a], 1)) is None
-
-
-@pytest.mark.parametrize("change", ["permute", "columns"])
-def test_what_is_computed_or_joined_is_not_held_to_be_rearranged(tmp_path: Path, change: str) -> None:
-    """A GiB of zeros, of which nothing is read here: the bound is that of a strided view, or two."""
-    path = tmp_path / "zeros.bin"
-    with path.open("wb") as file:
-        file.truncate(1 << 30)
-    stored = Tensor(DTYPES["float32"], (1 << 14, 1 << 14), File.at(path), 0)
-    halves = [layout.narrow(stored, 0, 0, 1 << 13), layout.narrow(stored, 0, 1 << 13, 1 << 14)]
-    for tensor in (elementwise(stored, "exp"), join.concat(halves, 0), join.stack(halves, 1)):
-        order = tuple(range(len(tensor.shape)))[::-1]
-        made = layout.permute(tensor, order) if change == "permute" else layout.narrow(tensor, -1, 5, 900)
-        assert made.memory() < 100 << 20
 
 
 def test_packed_elements(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """check: does a checkpoint fit what it is meant for? And if not: why, and what mends it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ckptkit.core.errors import CkptError
 from ckptkit.core.graph import TensorGraph
@@ -30,6 +30,7 @@ def check(
     values: bool = False,
     allow_code: bool = False,
     time_limit: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
     """Check a checkpoint against a target.
 
@@ -43,6 +44,7 @@ def check(
         allow_code: a factory of the user may be called.
         time_limit: seconds after which the making of a model is given up; 60 if nothing is said.
         values: read the tensors too: NaN and infinity are errors, weights that are all one number warnings.
+        progress: called with the bytes read and all bytes, where values or files are read.
 
     Only headers are read, unless `values` or a contract's policies, digest or files ask for more. Where the contract
     states the files and a git-LFS pointer stands in their place, the pointer is compared.
@@ -52,7 +54,7 @@ def check(
     aim = _target(target, allow_code, time_limit)
     allowed = Allowed(tuple(allow_missing), tuple(allow_unexpected), tuple(allow_mismatch))
     if isinstance(source, TensorGraph):
-        return judge(source, aim, allowed, measured(weights(source)) if values else ())
+        return judge(source, aim, allowed, measured(weights(source), progress) if values else ())
     path = os.fspath(source)
     try:
         graph = read(path, section, variant=variant)
@@ -60,7 +62,7 @@ def check(
         if stored.is_pointer(error) and aim.files:
             return from_pointer(path, aim)
         raise
-    found = [*files(path, aim), *(measured(weights(graph)) if values else ())]
+    found = [*files(path, aim, progress), *(measured(weights(graph), progress) if values else ())]
     return judge(graph, aim, allowed, found)
 
 

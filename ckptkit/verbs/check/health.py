@@ -26,14 +26,16 @@ _COPIED = {
 _ALONE = {"duplicate-name", "json-invalid", "stale-quantization"}
 
 
-def health(graph: TensorGraph, *, values: bool = False) -> CheckReport:
+def health(
+    graph: TensorGraph, *, values: bool = False, progress: Callable[[int, int], None] | None = None
+) -> CheckReport:
     """The report on a checkpoint without a target; with `values`, its tensors are read too."""
     findings = [Misfit(f.code, f.severity, f.where, found=f.message, hint=f.hint) for f in graph.findings]
     findings += [finding for test in _TESTS for finding in test(graph)]
     if values:
         from ckptkit.verbs.check.values import values as measured
 
-        findings += measured(weights(graph))
+        findings += measured(weights(graph), progress)
     findings.sort(key=lambda finding: _ORDER.index(finding.severity))
     broken = [finding for finding in findings if finding.severity == "error"]
     warned = [finding for finding in findings if finding.severity == "warning"]

@@ -12,7 +12,7 @@ from ckptkit.match import stored
 from ckptkit.match.fit import ties
 from ckptkit.targets.target import MADE, Target, weights
 from ckptkit.verbs.check.report import CheckReport, Misfit
-from ckptkit.verbs.check.values import values
+from ckptkit.verbs.check.values import Progress, values
 
 
 def demands(graph: TensorGraph, target: Target) -> Iterator[Misfit]:
@@ -80,10 +80,10 @@ def _policies(graph: TensorGraph, target: Target) -> Iterator[Misfit]:
         yield from (item for item in values(weights(graph)) if item.code == "not-finite")
 
 
-def files(path: str, target: Target) -> list[Misfit]:
+def files(path: str, target: Target, progress: Progress | None = None) -> list[Misfit]:
     """The files that are not those which the target states. Raises CkptError `outside-folder`, `io-error`."""
     found = []
-    for item in stored.compare(path, target.files):
+    for item in stored.compare(path, target.files, progress):
         if item.found is None:
             found.append(Misfit("file-missing", "error", item.name, "a file", "nothing"))
         elif item.found != item.expected:
