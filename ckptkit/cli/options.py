@@ -1,5 +1,6 @@
 """Options that mean the same in every command."""
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -93,7 +94,20 @@ onnx_data = click.option(
     show_default=True,
     help="ONNX weights inside the model, beside it, or where they lie.",
 )
-allow_code = click.option("--allow-code", is_flag=True, help="Let package.module:factory run its code.")
+
+
+def _never_in_hooks(context: click.Context, parameter: click.Parameter, value: bool) -> bool:
+    if value and os.environ.get("PRE_COMMIT"):  # which pre-commit sets for its hooks
+        raise click.BadParameter("no hook runs code of yours")
+    return value
+
+
+allow_code = click.option(
+    "--allow-code",
+    is_flag=True,
+    callback=_never_in_hooks,
+    help="Let package.module:factory run its code.",
+)
 time_limit = click.option(
     "--time-limit",
     metavar="SECONDS",

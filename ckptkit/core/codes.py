@@ -40,6 +40,7 @@ CODES: dict[str, str] = {
     "file-differs": "a file is not the one that a contract states",
     "file-missing": "a file that a contract states is not there",
     "fit-ambiguous": "several parts or names of a checkpoint fit a target equally well",
+    "fit-little": "most tensors of a target do not come from the checkpoint that was fitted to it",
     "fit-nothing": "no tensor of a checkpoint fits the target",
     "fit-open": "a tensor cannot be filled, as the target leaves its shape open",
     "fit-undecided": "tensors do not fit, and it is not said what becomes of them",

@@ -102,8 +102,8 @@ def fitting(graph: TensorGraph, target: Target, mismatched: Mismatched | None = 
             `zeros` fills them with zeros, `keep` leaves those of another shape as they are. Rows of a vocabulary that
             has grown are kept with `drop` and `zeros`. None refuses unless there are no such tensors.
 
-    Raises CkptError `fit-nothing` (no tensor fits), `fit-ambiguous` (by several prefixes equally), `fit-undecided`
-    (nothing was said of what does not fit), `fit-open` (a tensor to be filled has no definite shape).
+    Raises CkptError `fit-nothing` (no tensor but scalars fits), `fit-ambiguous` (by several prefixes equally),
+    `fit-undecided` (nothing was said of what does not fit), `fit-open` (a tensor to be filled has no definite shape).
     """
     target = closest(graph, target)
     moves = _moves(graph, target)
@@ -166,7 +166,8 @@ class _Fitting:
             if item is not None:
                 items[name] = item
         self.tie(items)
-        if not any(item.what in ("carried", "extended") for item in items.values()):
+        # Counters of BatchNorm layers fit everywhere.
+        if not any(item.what in ("carried", "extended") and item.had for item in items.values()):
             hint = "ckptkit check says how they differ; --rules brings other names over first"
             message = "not one tensor of the checkpoint fits"
             raise CkptError("fit-nothing", message, self.graph.origin.path, hint)

@@ -5,6 +5,7 @@ import os
 from os import PathLike
 
 from ckptkit.core.errors import CkptError
+from ckptkit.core.graph import TensorGraph
 from ckptkit.format import read
 from ckptkit.targets import catalogue, instantiate, made
 from ckptkit.targets.contract import SUFFIX, Contract
@@ -12,6 +13,7 @@ from ckptkit.targets.factory import is_spec
 from ckptkit.targets.target import Target
 
 _HEAD = b"ckptkit-contract"
+Given = Target | Contract | TensorGraph | str | PathLike[str]
 
 
 def resolve(
@@ -44,6 +46,17 @@ def resolve(
     if made.is_config(name):
         return made.of_config(name, time_limit=limit)
     return Target.of(read(name))
+
+
+def target_of(given: Given, *, allow_code: bool = False, time_limit: float | None = None) -> Target:
+    """What is given as target, by its path or name or as a value. Raises as `resolve` does."""
+    if isinstance(given, Target):
+        return given
+    if isinstance(given, Contract):
+        return given.target()
+    if isinstance(given, TensorGraph):
+        return Target.of(given)
+    return resolve(given, allow_code=allow_code, time_limit=time_limit)
 
 
 def is_contract(path: str) -> bool:

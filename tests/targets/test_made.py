@@ -165,7 +165,9 @@ def test_threads_left_behind_are_not_waited_for(nets: Path) -> None:
     assert make_module("nets_here:MADE").in_features == 3  # a module may be named itself
 
 
-def test_code_runs_only_where_the_command_line_says_so(nets: Path, run: Run) -> None:
+def test_code_runs_only_where_the_command_line_says_so(
+    nets: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (nets / "writes_here.py").write_text("open('ran', 'w')\n", "utf-8")
     torch.save({"weight": torch.zeros(2, 3)}, "x.pt")
     done = run("check", "x.pt", "--target", "writes_here:build")
@@ -175,6 +177,9 @@ def test_code_runs_only_where_the_command_line_says_so(nets: Path, run: Run) -> 
     assert (done.code, "error[code-refused]" in done.stderr) == (2, True)
     with pytest.raises(CkptError, match="code"):
         ck.check("x.pt", "writes_here:build")
+    monkeypatch.setenv("PRE_COMMIT", "1")  # a hook, whatever its arguments
+    done = run("check", "x.pt", "--target", "writes_here:build", "--allow-code")
+    assert (done.code, "no hook runs code" in done.stderr) == (2, True)
     assert not (nets / "ran").exists()
 
 

@@ -1,6 +1,7 @@
 """convert --fit: what fits is carried over bit for bit, the rest treated as told, and all of it is said."""
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -270,6 +271,19 @@ def test_a_module_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, r
 # The rules, and what is refused.
 
 
+def test_check_offers_a_start_for_training(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(ResNet18(), tmp_path / "base.pt", "module.")
+    contract = Contract.from_graph(ck.read(save(ResNet18(10), tmp_path / "model.pt")))
+    contract.save("model.ckpt.yaml")
+    report = ck.check("base.pt", "model.ckpt.yaml")
+    (line,) = [line for line in report.fixes if "--fit" in line]
+    assert run(*shlex.split(line)[1:]).code == 0
+    assert ck.check("base-fitted.safetensors", "model.ckpt.yaml").fits
+    save(Block(4, 1), tmp_path / "other.pt")  # of which nothing can be made
+    assert not any("--fit" in line for line in ck.check("other.pt", "model.ckpt.yaml").fixes)
+
+
 def test_the_rules_do_the_same(tmp_path: Path, run: Run) -> None:
     base = save(ResNet18(), tmp_path / "base.pt", "module.")
     model = save(Deep(), tmp_path / "model.pt")
@@ -328,6 +342,7 @@ def test_a_grown_vocabulary_by_its_name_in_the_contract(tmp_path: Path) -> None:
         ({"a": (2,)}, {"a": (2,), "b": (3,)}, None, "fit-undecided"),
         ({"a": (2,)}, {"x": (2,), "y": (3,)}, "zeros", "fit-nothing"),
         ({"a": (3,)}, {"a": (2,)}, "zeros", "fit-nothing"),
+        ({"a": (3,), "n": ()}, {"a": (2,), "n": ()}, "zeros", "fit-nothing"),
     ],
 )
 def test_what_is_refused(
@@ -346,6 +361,13 @@ def test_what_the_contract_leaves_free_stays(tmp_path: Path) -> None:
     assert fit.rules.text().endswith("rules: []\n")
     dropping = plan_of({"a": (2,), "more": (4,)}, "tensors: {a: 'any [2]'}\n", tmp_path)
     assert dropping.dropped == ("more",)
+
+
+def test_a_checkpoint_of_another_model_is_told(tmp_path: Path) -> None:
+    src = save(nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(3, 3)}), tmp_path / "x.pt")
+    model = ck.read(save(nn.ModuleDict({"a": nn.Linear(2, 2), "c": Block(2, 1)}), tmp_path / "y.pt"))
+    plan = ck.plan(src, tmp_path / "z.pt", fit=model, mismatched="drop")
+    assert "fit-little" in {note.code for note in plan.notes}
 
 
 def test_names_with_braces_and_tied_targets(tmp_path: Path) -> None:

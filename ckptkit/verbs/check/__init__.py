@@ -7,9 +7,8 @@ from ckptkit.core.errors import CkptError
 from ckptkit.core.graph import TensorGraph
 from ckptkit.format import read
 from ckptkit.match import stored
-from ckptkit.targets.contract import Contract
-from ckptkit.targets.resolve import resolve
-from ckptkit.targets.target import Target, weights
+from ckptkit.targets.resolve import Given, target_of
+from ckptkit.targets.target import weights
 from ckptkit.verbs.check.judge import Allowed, judge
 from ckptkit.verbs.check.report import CheckReport, Misfit
 from ckptkit.verbs.check.values import values as measured
@@ -20,7 +19,7 @@ __all__ = ["Allowed", "CheckReport", "Misfit", "check"]
 
 def check(
     source: TensorGraph | str | os.PathLike[str],
-    target: Target | Contract | TensorGraph | str | os.PathLike[str],
+    target: Given,
     *,
     section: str | None = None,
     variant: str | None = None,
@@ -37,7 +36,8 @@ def check(
     Args:
         source: a path, or a graph as `read` gives it.
         target: a contract or another checkpoint, by its path or as it was read; the path of a config.json of
-            transformers, or of its folder; or a module of the user, `package.module:factory`.
+            transformers, or of its folder; a module of the user, `package.module:factory`; or the name of a published
+            architecture.
         section, variant: as in `read`, for a path.
         allow_missing, allow_unexpected, allow_mismatch: shell patterns of names whose absence, presence or other
             dtype or shape is no error.
@@ -51,7 +51,7 @@ def check(
 
     Raises CkptError when the checkpoint or the target cannot be read.
     """
-    aim = _target(target, allow_code, time_limit)
+    aim = target_of(target, allow_code=allow_code, time_limit=time_limit)
     allowed = Allowed(tuple(allow_missing), tuple(allow_unexpected), tuple(allow_mismatch))
     if isinstance(source, TensorGraph):
         return judge(source, aim, allowed, measured(weights(source), progress) if values else ())
@@ -64,17 +64,3 @@ def check(
         raise
     found = [*files(path, aim, progress), *(measured(weights(graph), progress) if values else ())]
     return judge(graph, aim, allowed, found)
-
-
-def _target(
-    target: Target | Contract | TensorGraph | str | os.PathLike[str],
-    allow_code: bool,
-    time_limit: float | None,
-) -> Target:
-    if isinstance(target, Target):
-        return target
-    if isinstance(target, Contract):
-        return target.target()
-    if isinstance(target, TensorGraph):
-        return Target.of(target)
-    return resolve(target, allow_code=allow_code, time_limit=time_limit)

@@ -10,8 +10,9 @@ from ckptkit.core.graph import TensorGraph
 from ckptkit.core.options import ReadOptions
 from ckptkit.format import read_with
 from ckptkit.match import mending
-from ckptkit.match.causes import CASTS, MORE
+from ckptkit.match.causes import CASTS, MORE, is_head_name
 from ckptkit.match.fit import Fit, fit
+from ckptkit.match.fitting import fitting
 from ckptkit.match.mending import Mend
 from ckptkit.match.renaming import Renaming
 from ckptkit.targets.target import Target
@@ -64,6 +65,7 @@ def fixes(case: Case) -> Iterator[str]:
         if case.errors and not case.renamed and all(item.head for item in case.errors):
             yield _accepting(case)
         yield from _conversion(case)
+        yield from _start(case)
 
 
 def _conversion(case: Case) -> Iterator[str]:
@@ -91,6 +93,23 @@ def _conversion(case: Case) -> Iterator[str]:
     left += 0 if cast else sum(item.what == "dtype" and item.name not in fine for item in found.mismatched)
     options = [*drop, *(part for rule in rules for part in ("--rules", rule)), *cast]
     if options and left < mending.amiss(case.was) and len(lacking) <= _KNOWN * len(case.target.tensors):
+        yield command("convert", case.path, output(case.path), *options)
+
+
+def _start(case: Case) -> Iterator[str]:
+    """A start for training: the convert that keeps all but the head, and the words of a vocabulary that has grown."""
+    named = case.target.kind in ("module", "architecture") or os.path.exists(case.target.path)
+    lacking = {item.name for item in case.errors if item.code in ("tensor-missing", "shape-differs")}
+    if not named or not lacking:
+        return
+    try:
+        made = fitting(case.graph, case.target, "zeros")
+    except CkptError:  # it fits nowhere, or leaves shapes open
+        return
+    anew = made.names("zeros")
+    if len(made.names("carried")) > _KNOWN * len(made.items) and all(map(is_head_name, anew)):
+        code = ["--allow-code"] if case.target.kind == "module" else []
+        options = ["--fit", case.target.path, *code, "--mismatched", "zeros"]
         yield command("convert", case.path, output(case.path), *options)
 
 

@@ -8,26 +8,23 @@ from ckptkit.core.files import File
 from ckptkit.core.findings import Finding
 from ckptkit.core.plan import OutputFile
 from ckptkit.core.staging import refuse_inputs
+from ckptkit.core.words import plural
 from ckptkit.match.fitting import Fitting, Mismatched, fitting
 from ckptkit.rules.follow import after
 from ckptkit.rules.outcome import Rewrite
-from ckptkit.targets.contract import Contract
 from ckptkit.targets.made import CONFIG
-from ckptkit.targets.resolve import resolve
-from ckptkit.targets.target import Target
+from ckptkit.targets.resolve import Given, target_of
 
 
 def fit_to(
     rewrite: Rewrite,
-    fit: Target | Contract | str | os.PathLike[str],
+    fit: Given,
     mismatched: Mismatched | None,
     allow_code: bool,
     time_limit: float | None,
 ) -> tuple[Fitting, Rewrite]:
-    """A rewrite carried on until it fits. Raises what `resolve` and `fitting` raise."""
-    if isinstance(fit, Contract):
-        fit = fit.target()
-    target = fit if isinstance(fit, Target) else resolve(fit, allow_code=allow_code, time_limit=time_limit)
+    """A rewrite carried on until it fits. Raises what `target_of` and `fitting` raise."""
+    target = target_of(fit, allow_code=allow_code, time_limit=time_limit)
     fitted = fitting(rewrite.graph, target, mismatched)
     return fitted, after(rewrite, fitted.rules.apply(rewrite.graph))
 
@@ -49,6 +46,15 @@ def configuration(fitted: Fitting | None) -> File | None:
         return None
     path = fitted.target.path
     return File.at(os.path.join(path, CONFIG) if os.path.isdir(path) else path)
+
+
+def little(fitted: Fitting) -> tuple[Finding, ...]:
+    """A warning where the checkpoint is hardly one of this model."""
+    carried = len(fitted.names("carried")) + len(fitted.names("extended"))
+    if 2 * carried >= len(fitted.items):
+        return ()
+    message = f"{carried} of the target's {plural(len(fitted.items), 'tensor')} come from this checkpoint"
+    return (Finding("fit-little", "warning", "", message, "ckptkit check says how they differ"),)
 
 
 def stale(fitted: Fitting, extras: Sequence[OutputFile]) -> tuple[Finding, ...]:

@@ -30,8 +30,7 @@ from ckptkit.targets.factory import refuse_code
 if TYPE_CHECKING:
     from ckptkit.match.fitting import Fitting, Mismatched
     from ckptkit.match.proof.proving import Reference
-    from ckptkit.targets.contract import Contract
-    from ckptkit.targets.target import Target
+    from ckptkit.targets.resolve import Given
     from ckptkit.verbs.convert.into import Into
 
 CASTABLE = ("float64", "float32", "float16", "bfloat16")
@@ -133,7 +132,7 @@ def plan(
     max_expand: float = MAX_EXPAND,
     sidecar: str | os.PathLike[str] | None = None,
     with_code: bool = False,
-    fit: "Target | Contract | str | os.PathLike[str] | None" = None,
+    fit: "Given | None" = None,
     mismatched: "Mismatched | None" = None,
     into: str | os.PathLike[str] | None = None,
     exported_from: str | os.PathLike[str] | None = None,
@@ -263,13 +262,15 @@ def plan(
         hint = f"write to the folder {target.stem}/{suited}"
         raise CkptError("needs-folder", "several files need a folder to stand in", target, hint)
     config = None
-    if fitted is not None and into_folder:
-        from ckptkit.verbs.convert.fitted import configuration, stale
+    if fitted is not None:
+        from ckptkit.verbs.convert.fitted import configuration
 
         config = configuration(fitted)
     extras = folder.companions(graph, writer.name, dtype, with_code, config) if into_folder else ()
-    if fitted is not None and into_folder:
-        notes = (*notes, *stale(fitted, extras))
+    if fitted is not None:
+        from ckptkit.verbs.convert.fitted import little, stale
+
+        notes = (*notes, *little(fitted), *stale(fitted, extras))
     result = Plan(
         source=source,
         graph=graph,
