@@ -8,7 +8,7 @@ Nothing is guessed. What neither side can account for is refused:
 
 - a tensor of the graph that nothing explains is the graph's own if it cannot hold weights (64-bit, 32-bit or 16-bit
   integers, bools, single numbers, tensors of at most two values, such as masks), or if every weight of the checkpoint
-  is found elsewhere (anchors, position tables that the exporter computed);
+  is found elsewhere (anchors, position tables that the exporter computed), which is told (`constants-kept`);
 - a weight of the checkpoint that the graph lacks is left out if its values are those it had at the export; otherwise
   that is a loss, `weights-unused`, as is a weight that was a copy of another one then and is none now;
 - a weight that several tensors could have given is a loss, `weights-ambiguous`, if these differ by now.
@@ -102,7 +102,7 @@ def transplant(
     sizes = _resized(found.pairs, supply, origin, base)
     placed = [_place(match, supply, origin, base, sizes) for match in found.pairs]
     worst = max((p.ulp for p, _ in placed if not p.kept), default=0)
-    notes = []
+    notes = [*_constants(own)]
     if worst:
         text = f"folds are repeated by the formula that gives the base's values within {worst} ulp"
         notes.append(Finding("fold-inexact", "note", "", text))
@@ -125,7 +125,8 @@ def _by_name(weights: TensorGraph, base: TensorGraph, head_change: bool) -> Tran
     sizes = _resized(pairs, supply, base, base)
     placed = [_place(match, supply, None, base, sizes) for match in pairs]
     text = "weights were matched by name alone; --exported-from proves the match"
-    return _result(base, placed, (), (), [Finding("matched-by-name", "note", "", text)], sizes)
+    notes = [Finding("matched-by-name", "note", "", text), *_constants(own)]
+    return _result(base, placed, (), (), notes, sizes)
 
 
 def _resized(
@@ -245,6 +246,12 @@ def _fits(name: str, tensor: Tensor, wanted: Tensor, hint: str) -> None:
     if tensor.shape != wanted.shape:
         text = f"{list(tensor.shape)}, where the graph was made from {list(wanted.shape)}"
         raise CkptError("transplant-shape", text, name, hint)
+
+
+def _constants(own: Sequence[str]) -> Iterator[Finding]:
+    if own:
+        text = f"{_names(own)} of the graph come from no weight, and stay; right if nothing trained is in them"
+        yield Finding("constants-kept", "note", own[0], text)
 
 
 def _unaccounted(own: Sequence[str], lost: Sequence[str], base: TensorGraph, hint: str) -> CkptError:
