@@ -173,6 +173,50 @@ def onnx(b: Bench) -> None:
     )
 
 
+MAKE_EXPORTED = """
+import sys, torch, numpy as np, onnx
+from onnx import helper, numpy_helper, TensorProto
+folder, count, named = sys.argv[1], int(sys.argv[2]) // 8, sys.argv[3] == "named"
+torch.manual_seed(0)
+base = {f"layers.{i}.weight": torch.randn(1024, 2048) for i in range(count)}
+torch.save(base, folder + "/base.pt")
+torch.save({name: torch.randn(1024, 2048) for name in base}, folder + "/tuned.pt")
+weights, nodes, last = [], [], "x"
+for i, (name, tensor) in enumerate(base.items()):
+    turned = not named and i % 2
+    label = name if named else f"onnx::MatMul_{i + 100}"
+    weights.append(numpy_helper.from_array((tensor.T if turned else tensor).numpy().copy(), label))
+    nodes.append(helper.make_node("Gemm", [last, label], [f"h{i}"], transB=i % 2)); last = f"h{i}"
+value = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+graph = helper.make_graph(nodes, "g", [value("x")], [value(last)], weights)
+onnx.save(helper.make_model(graph), folder + "/base.onnx")
+"""
+
+
+def transplant(b: Bench) -> None:
+    size = min(b.size, 1024)
+    for kind, goal in (("named", "≤ 2× cp, < 128 MB"), ("renamed", "content")):
+        folder = Path(b.path(f"exported-{kind}"))
+        folder.mkdir()
+        b.make(MAKE_EXPORTED, folder, size, kind)
+        b.warm = str(folder / "base.onnx")
+        own = [*CKPTKIT, "convert", "-q", str(folder / "tuned.pt"), b.target("x.onnx"), "--into", b.warm]
+        by_content = [*own, "--exported-from", str(folder / "base.pt")]
+        cp = ["cp", b.warm, b.target("copy")]
+        if kind == "named":
+            b.compare(f"{size} MB into a graph, by name", goal, ckptkit=own, cp=cp)
+        b.compare(
+            f"the same by content, {kind}, half of them transposed"
+            if kind == "renamed"
+            else "the same, proved by content",
+            "≤ 2× digest of both",
+            ckptkit=by_content,
+            cp=cp,
+            digest=[*CKPTKIT, "digest", "-q", b.warm, str(folder / "base.pt")],
+        )
+        shutil.rmtree(folder)
+
+
 MAKE_CHANGED = """
 import sys
 with open(sys.argv[1], "r+b") as f:
@@ -235,6 +279,7 @@ CASES: dict[str, Callable[[Bench], None]] = {
     "diff": diff,
     "digest": digest,
     "renames": renames,
+    "transplant": transplant,
 }
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from ckptkit.core.dtypes import DType
 from ckptkit.core.tensor import Tensor
 from ckptkit.match.finder.analogy import analogies
+from ckptkit.match.finder.ends import by_ends
 from ckptkit.match.finder.expressions import (
     Cast,
     Concat,
@@ -94,6 +95,11 @@ class _Search:
         left_b = {name: tensor for name, tensor in self.b.items() if name not in pairs}
         backward: dict[str, Match] = {}
         if left_a or left_b:
+            ends = [found.match for found in by_ends(left_b, self.a, left_a.keys(), self.workers)]
+            _add(pairs, ends)
+            left_b = _without(left_b, pairs)
+            if not any(_holds_parts(tensor) for tensor in left_b.values()):
+                left_a = _without(left_a, {name for match in ends for name in match.sources})
             fixed = list(pairs.values())
             self.prints.take((*left_b.values(), *left_a.values()))
             own = {name for name, t in left_b.items() if name in left_a and self._stays(left_a[name], t)}
@@ -216,6 +222,11 @@ class _Search:
     def _kept(self, one: Tensor, other: Tensor) -> bool:
         """Whether the elements are still there, in whatever order."""
         return one.dtype is other.dtype and self.prints[one].sums == self.prints[other].sums
+
+
+def _holds_parts(tensor: Tensor) -> bool:
+    """Whether it may be a part of another tensor, or made of such parts."""
+    return tensor.dtype.kind == "float" and tensor.size >= TINY
 
 
 def _add(matches: dict[str, Match], more: Iterable[Match]) -> None:

@@ -27,7 +27,7 @@ def exact(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor], prints: 
             shaped = (*key, tensor.shape)
             if shaped not in alike:
                 alike[shaped] = _alike(index[key], tensor.shape, sources)
-            yield _proposal(name, tensor, alike[shaped], sources, Source)
+            yield proposal(name, tensor, alike[shaped], sources, Source)
 
 
 def rearranged(
@@ -42,7 +42,7 @@ def rearranged(
         if mark.sums is None:
             return None
         for names in contents.get((tensor.dtype.name, tensor.size, mark.sums), ())[:TRIED]:
-            found = _reordered(name, tensor, names, sources, lambda t: t)
+            found = reordered(name, tensor, names, sources, lambda t: t)
             if found is not None:
                 return found
         return None
@@ -100,11 +100,11 @@ def _converted(name: str, tensor: Tensor, names: list[str], sources: Mapping[str
         return None  # values that do not fit
     if equal(same, tensor):
         alike = _alike(names, tensor.shape, sources)
-        return _proposal(name, tensor, alike, sources, lambda n: Cast(Source(n), tensor.dtype.name), "cast")
-    return _reordered(name, tensor, names, sources, lambda t: cast_to(t, tensor.dtype))
+        return proposal(name, tensor, alike, sources, lambda n: Cast(Source(n), tensor.dtype.name), "cast")
+    return reordered(name, tensor, names, sources, lambda t: cast_to(t, tensor.dtype))
 
 
-def _reordered(
+def reordered(
     name: str,
     tensor: Tensor,
     names: Sequence[str],
@@ -202,7 +202,7 @@ def _alike(names: Sequence[str], shape: tuple[int, ...], sources: Mapping[str, T
     return found or tuple(n for n in names if sources[n].shape == sources[names[0]].shape)
 
 
-def _proposal(
+def proposal(
     name: str,
     tensor: Tensor,
     alike: tuple[str, ...],

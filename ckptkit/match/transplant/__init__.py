@@ -250,7 +250,9 @@ def _fits(name: str, tensor: Tensor, wanted: Tensor, hint: str) -> None:
 
 def _constants(own: Sequence[str]) -> Iterator[Finding]:
     if own:
-        text = f"{_names(own)} of the graph come from no weight, and stay; right if nothing trained is in them"
+        text = (
+            f"{_names(own)} of the graph come from no weight, and stay; right if nothing trained is in them"
+        )
         yield Finding("constants-kept", "note", own[0], text)
 
 
