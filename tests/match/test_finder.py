@@ -2,6 +2,7 @@
 
 import tracemalloc
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import ckptkit
 from ckptkit.core.dtypes import DTYPES
 from ckptkit.core.storage import MemoryStorage
 from ckptkit.core.tensor import Tensor
@@ -458,3 +460,30 @@ def test_many_equal_tensors_share_one_list_of_choices() -> None:
         assert tracemalloc.get_traced_memory()[1] < 5000 * count
     finally:
         tracemalloc.stop()
+
+
+def test_large_tensors_are_told_apart_by_their_ends(tmp_path: Path) -> None:
+    """Stored in files, so that they need not be fingerprinted; what shares its ends with another one is not guessed."""
+    safetensors = pytest.importorskip("safetensors.numpy", reason="needs the test extra")
+    one, two, three = (normal(160, 128, seed=seed) for seed in range(3))
+    same_ends = two.copy()
+    same_ends[0, 0], same_ends[-1, -1] = one[0, 0], one[-1, -1]
+    filled = np.full((160, 128), 0.5, "f4")
+    a = {
+        "one": one,
+        "two": two,
+        "ends": same_ends,
+        "three": three,
+        "copy": three,
+        "filled": filled,
+        "more": filled,
+    }
+    b = {"x.a": one.T.copy(), "x.b": two, "x.c": same_ends.reshape(320, 64), "x.d": three, "x.e": filled}
+    for name, arrays in (("a", a), ("b", b)):
+        safetensors.save_file(arrays, tmp_path / name)
+    matches = explained(*(ckptkit.read(str(tmp_path / name)) for name in ("a", "b")))
+    sources = {name: match.sources for name, match in matches.items()}
+    assert sources["x.a"] == ("one",)
+    assert sources["x.b"] == ("two",)
+    assert sources["x.c"] == ("ends",)
+    assert {name for name, match in matches.items() if not match.certain} == {"x.d", "x.e"}
