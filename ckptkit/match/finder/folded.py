@@ -203,7 +203,7 @@ def _best(
         )  # a normalization comes after its layer
         return fit.ulp if fit.ulp > NEAR else 0, fit.layer.source != fit.layer.target, apart % len(places)
 
-    return min(rivals, key=suits), len({(fit.layer.source, fit.norm.names) for fit in rivals}) == 1
+    return min(rivals, key=suits), len({(fit.layer, fit.norm.names) for fit in rivals}) == 1
 
 
 def _reach(ulp: int) -> int:

@@ -11,12 +11,14 @@ Nothing is guessed. What neither side can account for is refused:
   is found elsewhere (anchors, position tables that the exporter computed), which is told (`constants-kept`);
 - a weight of the checkpoint that the graph lacks is left out if its values are those it had at the export; otherwise
   that is a loss, `weights-unused`, as is a weight that was a copy of another one then and is none now;
-- a weight that several tensors could have given is a loss, `weights-ambiguous`, if these differ by now.
+- a weight that several tensors could have given is a loss, `weights-ambiguous`, if these differ by now; so is one
+  whose values are the same however they lie (zeros, an identity), and that might be transposed.
 
 A weight whose ingredients are unchanged keeps the graph's own bytes where they could not be given exactly: so putting
 the base weights back gives the base graph, bit for bit.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,11 +28,16 @@ from ckptkit.core.findings import Finding
 from ckptkit.core.graph import TensorGraph, Value
 from ckptkit.core.tensor import Tensor
 from ckptkit.match.finder import TWINS, Cast, Match, Permute, Source, equal, find
-from ckptkit.match.finder.layout import cast_to, castable
+from ckptkit.match.finder.layout import cast_to, castable, movable, strided
 from ckptkit.match.transplant.head import resized
 from ckptkit.match.transplant.produce import produce
 
 UNUSED, AMBIGUOUS = "weights-unused", "weights-ambiguous"
+EQUAL = "several weights were equal when the graph was exported, and differ now"
+TURNED = "the values were the same in any layout, so that the graph's cannot be told"
+_QUANTIZED = re.compile(
+    r"^(DequantizeLinear|QLinear|QGemm|QAttention|ConvInteger|MatMulInteger|.*NBits|.*BnB4)"
+)
 _LISTED = 8  # names in a message
 
 
@@ -91,6 +98,7 @@ def transplant(
     used = {name for match in found.pairs for name in match.sources}
     lost = [name for name in found.unmatched_a if not _is_index(origin[name])]
     own = [name for name in found.unmatched_b if not _is_own(base[name])]
+    _refuse_quantized(lost, base)
     if own and lost:
         hint = f"is {origin.origin.path} what it was exported from? --exclude leaves out what has no place in the graph"
         raise _unaccounted(own, lost, base, hint)
@@ -115,6 +123,7 @@ def _by_name(weights: TensorGraph, base: TensorGraph, head_change: bool) -> Tran
     common = [name for name in base if name in weights]
     lost = [name for name in weights if name not in base and not _is_index(weights[name])]
     own = [name for name in base if name not in weights and not _is_own(base[name])]
+    _refuse_quantized(lost, base)
     if lost or not common:
         raise _unaccounted(own, lost, base, hint)
     for name in common:
@@ -256,6 +265,17 @@ def _constants(own: Sequence[str]) -> Iterator[Finding]:
         yield Finding("constants-kept", "note", own[0], text)
 
 
+def _refuse_quantized(lost: Sequence[str], base: TensorGraph) -> None:
+    found = next((node for node in base.nodes if _QUANTIZED.search(node.op)), None)
+    if lost and found is not None:
+        raise CkptError(
+            "transplant-unaccounted",
+            f"the graph is quantized ({found.op}): {_names(lost)} of the checkpoint are not in it as they are",
+            base.origin.path,
+            "put the weights into the graph that was quantized, and quantize that again",
+        )
+
+
 def _unaccounted(own: Sequence[str], lost: Sequence[str], base: TensorGraph, hint: str) -> CkptError:
     parts = []
     if own:
@@ -275,6 +295,10 @@ def _ambiguous(
     for name in supply:
         groups[origin[name].dtype.name, origin[name].shape].append(name)
     for match in pairs:
+        if match.expression == Source(match.target):
+            continue
+        if _lies_anyhow(match, origin) and not equal(supply[match.sources[0]], origin[match.sources[0]]):
+            doubtful[TURNED].append(match.target)
         if match.certain or match.sources == (match.target,):
             continue
         if match.why not in TWINS:
@@ -285,9 +309,7 @@ def _ambiguous(
             others = groups[origin[source].dtype.name, origin[source].shape]
             twins = [n for n in others if n != source and equal(origin[n], origin[source])]
             if any(not equal(supply[n], supply[source]) for n in twins):
-                doubtful["several weights were equal when the graph was exported, and differ now"].append(
-                    match.target
-                )
+                doubtful[EQUAL].append(match.target)
                 break
     for why, names in doubtful.items():
         yield Finding(
@@ -297,6 +319,22 @@ def _ambiguous(
             f"{_names(names)}: {why}",
             f"--allow-loss {AMBIGUOUS} takes those whose names fit best; ckptkit prove tells whether that is right",
         )
+
+
+def _lies_anyhow(match: Match, origin: TensorGraph) -> bool:
+    """Whether the tensor that a match moves holds the same values transposed: it is square and symmetric, or filled."""
+    if match.how == "folded" or len(match.sources) != 1:
+        return False
+    tensor = origin[match.sources[0]]
+    axes = [n for n in tensor.shape if n != 1]
+    if len(axes) < 2 or not movable(tensor):
+        return False
+    if len(axes) == 2 and axes[0] == axes[1]:
+        edges = [
+            strided(tensor, [axes[0]], [step]) for step in (1, axes[0])
+        ]  # the first row and the first column
+        return equal(*edges) and equal(strided(tensor, axes, (1, axes[0])), tensor)
+    return equal(strided(tensor, [tensor.size], [0]), tensor)
 
 
 def _changed(
