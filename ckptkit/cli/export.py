@@ -31,15 +31,14 @@ def _input(text: str) -> "Input":
         "ckptkit export model.safetensors model.onnx --module my.models:build --input 'x:float32[1,3,224,224]'",
         "ckptkit export tuned.pt tuned.onnx --module my.models:build --input 'x:float32[2,3,224,224]' "
         "--dynamic x.0=batch --prove",
+        "ckptkit export bert/ bert.onnx --prove",
     )
 )
 @click.argument("src", type=click.Path())
 @click.argument("dst", type=click.Path())
+@click.option("--module", metavar="P:F", help="What makes the module: package.module:factory. Runs it.")
 @click.option(
-    "--module", metavar="P:F", required=True, help="What makes the module: package.module:factory. Runs it."
-)
-@click.option(
-    "--input", "inputs", metavar="NAME:DTYPE[SIZES]", type=_input, multiple=True, required=True,
+    "--input", "inputs", metavar="NAME:DTYPE[SIZES]", type=_input, multiple=True,
     help="An input of forward. Repeatable.",
 )  # fmt: skip
 @click.option(
@@ -61,8 +60,9 @@ def command(
 ) -> int:  # fmt: skip
     """Make an ONNX model of a PyTorch module and weights.
 
-    Runs the code of the module. torch's exporter makes the graph; weights that lose their names in it are recorded in
-    the metadata of the model, under ckptkit_weights.
+    --module runs the code of the module. Without it, transformers makes the model of the config.json in the folder SRC,
+    which also tells the inputs of text and image models. torch's exporter makes the graph; weights that lose their
+    names in it are recorded in the metadata of the model, under ckptkit_weights.
     """
     from ckptkit.verbs.export import export
 
@@ -84,6 +84,7 @@ def command(
             "outputs": done.graph.outputs,
             "named": done.named,
             "recorded": done.recorded,
+            "merged": done.merged,
             "unused": done.unused,
             "proved": done.proof is not None,
         }
@@ -96,7 +97,11 @@ def command(
         facts.append(f"same outputs as {clean(done.module)}")
     terminal = Terminal.of(sys.stdout)
     emit(terminal.fact("wrote", facts))
-    if done.unused:
-        names = ", ".join(map(clean, done.unused[:8])) + (" …" if len(done.unused) > 8 else "")
-        emit(terminal.prose("note", f"{plural(len(done.unused), 'weight')} not used by the graph: {names}"))
+    for names, what in (
+        (done.merged, "equal to others, which stand for them"),
+        (done.unused, "not used by the graph"),
+    ):
+        if names:
+            shown = ", ".join(map(clean, names[:4])) + (" …" if len(names) > 4 else "")
+            emit(terminal.prose("note", f"{plural(len(names), 'weight')} {what}: {shown}"))
     return 0

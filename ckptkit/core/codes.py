@@ -58,6 +58,7 @@ CODES: dict[str, str] = {
     "header-invalid": "a header does not say what its format demands",
     "header-too-large": "a header claims more bytes than any real one has",
     "index-invalid": "an index of shards does not say which file holds which tensor",
+    "inputs-unknown": "nothing tells what inputs a module takes",
     "internal": "ckptkit itself failed: a defect, please report it",
     "io-error": "the operating system refused a read or a write",
     "json-invalid": "a file beside the weights is not the JSON it should be",

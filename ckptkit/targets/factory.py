@@ -65,6 +65,15 @@ def make_module(spec: str, device: str = "") -> Any:
 
 def load_weights(module: Any, weights: Mapping[str, Tensor], spec: str) -> None:
     """Put a checkpoint into a module, every name of it. Raises CkptError `module-misfit`."""
+    try:
+        module.load_state_dict(torch_tensors(weights))
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
+        raise CkptError("module-misfit", f"the weights do not fit: {' '.join(lines)[:500]}", spec) from None
+
+
+def torch_tensors(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The tensors as torch's own, copied. Raises CkptError `dtype-unsupported`."""
     import torch
 
     state = {}
@@ -75,11 +84,7 @@ def load_weights(module: Any, weights: Mapping[str, Tensor], spec: str) -> None:
         data = bytearray(tensor.tobytes())
         flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
         state[name] = flat.reshape(tensor.shape)
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
-        raise CkptError("module-misfit", f"the weights do not fit: {' '.join(lines)[:500]}", spec) from None
+    return state
 
 
 def one_line(error: BaseException) -> str:

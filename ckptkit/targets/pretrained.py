@@ -7,10 +7,11 @@ come from transformers' own tables; the number of modules is bounded. Runs in a 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptkit.core.errors import CkptError
-from ckptkit.targets.factory import one_line
+from ckptkit.core.tensor import Tensor
+from ckptkit.targets.factory import one_line, torch_tensors
 from ckptkit.targets.instantiate import Manifest, Weight, weights_of
 
 _MODULES = 200_000  # modules and parameters of one model
@@ -23,41 +24,96 @@ def make(config: dict[str, Any], where: str, bound: Callable[[], None]) -> Manif
 
     Raises CkptError `package-missing`, `config-unsupported`, `over-budget`.
     """
+    described = describe(config, where)
+    bound()
+    with _making(where):
+        import torch
+
+        settings = described.config_class.from_dict(plain(config))
+        with torch.device("meta"), _few_modules(where):
+            model = described.model_class._from_config(settings, attn_implementation="eager")
+    buffers = [name for name, _ in model.named_buffers()]
+    return Manifest(
+        _as_saved(model),
+        described.model_class.__name__,
+        described.notes,
+        str(getattr(model, "base_model_prefix", "")),
+        tuple(_ignored(model, buffers)),
+        tuple(map(str, getattr(model, "_keys_to_ignore_on_load_missing", None) or ())),
+    )
+
+
+def load(config: dict[str, Any], weights: Mapping[str, Tensor], where: str) -> Any:
+    """The model with the weights of a checkpoint, on the CPU, in this process: let `make` bound it elsewhere before.
+
+    Names are those of files; transformers puts them where it keeps them in memory. Nothing is kept from one call to
+    the next (`use_cache`). Raises as `make`, and CkptError `module-misfit` when weights are missing or of other shapes.
+    """
+    described = describe(config, where)
+    with _making(where):
+        import transformers
+
+        settings = described.config_class.from_dict(plain(config))
+        settings.use_cache = False
+        transformers.utils.logging.disable_progress_bar()
+        model, told = described.model_class.from_pretrained(
+            None,
+            config=settings,
+            state_dict=torch_tensors(weights),
+            attn_implementation="eager",
+            dtype="auto",
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    wrong = sorted((*told["missing_keys"], *map(str, told["mismatched_keys"])))
+    if wrong:
+        message = f"the weights do not fit: {', '.join(wrong)[:500]}"
+        raise CkptError("module-misfit", message, where)
+    return model
+
+
+class Described(NamedTuple):
+    """The classes that a configuration means, and what is worth telling about the choice."""
+
+    config_class: Any
+    model_class: Any
+    notes: tuple[str, ...]
+
+
+def describe(config: Mapping[str, Any], where: str) -> Described:
+    """Raises CkptError `package-missing`, `config-unsupported`."""
     try:
         import torch
         import transformers
+
+        del torch  # without it transformers has no models
     except ImportError as error:
         missing = f"a config.json needs transformers and torch, and {one_line(error)}"
         hint = "pip install torch transformers (the extra hf); a weights file as target needs neither"
         raise CkptError("package-missing", missing, where, hint) from None
     transformers.utils.logging.set_verbosity_error()
     kind = config.get("model_type")
-    notes = []
-    try:
+    with _making(where):
         config_class, known = _classes(kind, where)
-        named = [name for name in _texts(config.get("architectures")) if name in known]
-        wanted = ", ".join(_texts(config.get("architectures")))[:200]
-        if not named and wanted:
-            notes.append(f"transformers has no {wanted} for {kind!r}; its first model of that type is taken")
-        model_class = known[named[0]] if named else next(iter(known.values()))
-        bound()
-        settings = config_class.from_dict(plain(config))
-        with torch.device("meta"), _few_modules(where):
-            model = model_class._from_config(settings, attn_implementation="eager")
+    texts = _texts(config.get("architectures"))
+    named = [name for name in texts if name in known]
+    if named or not texts:
+        return Described(config_class, known[named[0]] if named else next(iter(known.values())), ())
+    wanted = ", ".join(texts)[:200]
+    note = f"transformers has no {wanted} for {kind!r}; its first model of that type is taken"
+    return Described(config_class, next(iter(known.values())), (note,))
+
+
+@contextmanager
+def _making(where: str) -> Iterator[None]:
+    """Whatever transformers makes of a configuration that it cannot work with."""
+    try:
+        yield
     except (CkptError, MemoryError):
         raise
-    except Exception as error:  # whatever transformers makes of such a configuration
+    except Exception as error:
         message = f"transformers makes no model of it: {type(error).__name__}: {one_line(error)}"
         raise CkptError("config-unsupported", message, where) from error
-    buffers = [name for name, _ in model.named_buffers()]
-    return Manifest(
-        _as_saved(model),
-        model_class.__name__,
-        tuple(notes),
-        str(getattr(model, "base_model_prefix", "")),
-        tuple(_ignored(model, buffers)),
-        tuple(map(str, getattr(model, "_keys_to_ignore_on_load_missing", None) or ())),
-    )
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:

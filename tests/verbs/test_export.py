@@ -158,3 +158,115 @@ def test_weights_in_a_safetensors_file(place: tuple[Path, str], run: Run, data: 
         "words.safetensors", "words.onnx", Path(file.path).name,
     }  # fmt: skip
     assert ck.prove("words.onnx", module=f"{name}:Words", weights="words.pt", allow_code=True).equal
+
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def pretrained(folder: Path, model: str, config: str, **settings: object) -> Path:
+    """A folder that transformers saved, random weights."""
+    transformers = pytest.importorskip("transformers", reason="needs the hf extra")
+    torch.manual_seed(0)
+    made = getattr(transformers, model)(getattr(transformers, config)(**settings))
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.normal_(0, 0.3)
+    made.save_pretrained(folder)
+    return folder
+
+
+def test_a_decoder_from_its_config(tmp_path: Path, run: Run) -> None:
+    """Names of the checkpoint, free batch and sequence, no cache, ids within the vocabulary, and the same outputs."""
+    folder = pretrained(
+        tmp_path / "gpt2", "GPT2LMHeadModel", "GPT2Config",
+        n_embd=16, n_layer=1, n_head=2, vocab_size=20, n_positions=32, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    (folder / "modeling_evil.py").write_text("raise SystemExit('code of the folder was run')", "utf-8")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_evil.Evil"}
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    done = run("export", folder, tmp_path / "m.onnx", "--prove", "--json")
+    assert done.code == 0, done.stderr
+    told = done.json
+    assert told["module"] == f"GPT2LMHeadModel of {folder / 'config.json'}"
+    assert [(value["name"], value["shape"]) for value in told["inputs"]] == [
+        ("input_ids", ["batch", "sequence"]),
+        ("attention_mask", ["batch", "sequence"]),
+    ]
+    assert [value["name"] for value in told["outputs"]] == ["logits"]
+    assert (told["unused"], told["proved"]) == ([], True)
+    weights, graph = ck.read(folder), ck.read(tmp_path / "m.onnx")
+    assert len(told["named"]) > 10
+    assert all(graph[name].tobytes() == weights[name].tobytes() for name in told["named"])
+
+
+def test_images_from_their_config_and_inputs_of_ones_own(tmp_path: Path, run: Run) -> None:
+    folder = pretrained(
+        tmp_path / "vit", "ViTForImageClassification", "ViTConfig", **SIZES, image_size=16, patch_size=8
+    )
+    done = run("export", folder / "model.safetensors", tmp_path / "m.onnx", "--json")
+    assert done.code == 0, done.stderr
+    assert done.json["inputs"] == [
+        {"name": "pixel_values", "dtype": "float32", "shape": ["batch", 3, 16, 16]}
+    ]
+    given = ("--input", "pixel_values:float32[1,3,16,16]")
+    assert run("export", folder, tmp_path / "n.onnx", *given, "--json").json["inputs"][0]["shape"] == [
+        1,
+        3,
+        16,
+        16,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "settings", "why"),
+    [
+        ("ResNetModel", "ResNetConfig", {"embedding_size": 8, "hidden_sizes": [8], "depths": [1]}, "image_size"),
+        (
+            "T5Model", "T5Config",
+            {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 20},
+            "encoder-decoder",
+        ),
+        (
+            "Wav2Vec2Model", "Wav2Vec2Config",
+            {**SIZES, "conv_dim": [8], "conv_stride": [5], "conv_kernel": [10], "num_feat_extract_layers": 1,
+             "num_conv_pos_embedding_groups": 2},
+            "input_values",
+        ),
+    ],
+)  # fmt: skip
+def test_inputs_that_a_config_does_not_tell(
+    tmp_path: Path, run: Run, model: str, config: str, settings: dict[str, object], why: str
+) -> None:
+    folder = pretrained(tmp_path / "m", model, config, **settings)
+    done = run("export", folder, tmp_path / "m.onnx")
+    assert (done.code, done.stderr.split(":")[0]) == (2, "error[inputs-unknown]")
+    assert why in done.stderr
+    assert "--input '" in done.stderr
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_weights_that_do_not_fit_their_config(tmp_path: Path, run: Run) -> None:
+    folder = pretrained(tmp_path / "m", "BertModel", "BertConfig", **SIZES, vocab_size=20)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}), "utf-8")
+    done = run("export", folder, tmp_path / "m.onnx")
+    assert (done.code, done.stderr.split(":")[0]) == (2, "error[module-misfit]")
+    assert "--target" in done.stderr
+    (folder / "config.json").write_text("{}", "utf-8")
+    assert run("export", folder, tmp_path / "m.onnx").stderr.startswith("error[usage]")
+
+
+def test_equal_weights_that_the_exporter_merges(place: tuple[Path, str], run: Run) -> None:
+    folder, name = place
+    (folder / f"{name}.py").write_text(
+        "import torch\nfrom torch import nn\ndef build(): return nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))\n",
+        "utf-8",
+    )
+    state = {f"{n}.weight": torch.randn(8, 8) for n in (0, 1)} | {f"{n}.bias": torch.zeros(8) for n in (0, 1)}
+    torch.save(state, folder / "w.pt")
+    done = run("export", "w.pt", "w.onnx", "--module", f"{name}:build", "--input", "x:float32[1,8]", "--json")
+    assert done.code == 0, done.stderr
+    assert done.json["unused"] == []
+    assert sorted(done.json["merged"] + done.json["named"]) == sorted(state)
+    assert len(done.json["merged"]) == 1

@@ -1,32 +1,34 @@
-"""export: a PyTorch module and its weights → an ONNX model, by torch's own exporter. Runs the user's code.
+"""export: a PyTorch module and its weights → an ONNX model, by torch's own exporter.
+
+The module is made by the user's code, which is run, or by transformers from the config.json of a folder.
 
 torch writes the model into a temporary folder; it is then laid out anew, weights inline or beside it, with a record of
 the weights that lost their names: the metadata key `ckptkit_weights` holds JSON, initializer → names in the checkpoint
 and the operation between them.
 """
 
+import hashlib
 import json
 import os
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ckptkit.core.dtypes import DTYPES
 from ckptkit.core.errors import CkptError
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.plan import External, WriteOptions
 from ckptkit.core.staging import Staging, check_target, names_beside
 from ckptkit.core.stream import write_file
+from ckptkit.core.tensor import Tensor
 from ckptkit.format import read, registry
 from ckptkit.match.finder import Correspondence, find
 from ckptkit.match.proof.proving import Proof, Reference
 from ckptkit.match.proof.signature import Input
 from ckptkit.match.written import check_header
-from ckptkit.targets.factory import load_weights, make_module, one_line
+from ckptkit.targets.factory import load_weights, make_module
+from ckptkit.verbs.export.exporter import Free, free_axes, to_onnx
 
 RECORD = "ckptkit_weights"
 
@@ -36,10 +38,12 @@ class Exported:
     """What was exported.
 
     Attributes:
-        source, target, module: as given.
+        source, target: as given.
+        module: what made the module: the factory as given, or a class and its config.json.
         graph: the model, without the record in its metadata; its tensors are gone with the temporary folder.
         named: initializers that have the name and value of a weight.
         recorded: those that are made of weights, with the names of these; they stand in the metadata.
+        merged: weights for which the exporter uses another one that is equal.
         unused: weights that the graph does not use.
         nbytes: of all files written.
         proof: what came of running module and model, None if that was not asked for.
@@ -51,6 +55,7 @@ class Exported:
     graph: TensorGraph
     named: tuple[str, ...]
     recorded: Mapping[str, tuple[str, ...]]
+    merged: tuple[str, ...]
     unused: tuple[str, ...]
     nbytes: int
     proof: Proof | None = None
@@ -60,8 +65,8 @@ def export(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str],
     *,
-    module: str,
-    inputs: Sequence[Input],
+    module: str | None = None,
+    inputs: Sequence[Input] = (),
     dynamic: Mapping[str, str] | None = None,
     opset: int | None = None,
     section: str | None = None,
@@ -69,133 +74,101 @@ def export(
     prove: bool = False,
     overwrite: bool = False,
 ) -> Exported:
-    """Export a module with the weights of a checkpoint. Calling this runs the code that `module` names.
+    """Export a module with the weights of a checkpoint. With `module`, calling this runs the code that it names.
 
     Args:
         src: the checkpoint; its names are those of the module's state dict, all of them. `section` as in `read`.
         dst: the ONNX model to write; `overwrite` replaces it.
-        module: `package.module:factory`, called without arguments.
+        module: `package.module:factory`, called without arguments; without it, transformers makes the model of the
+            config.json in the folder `src`, or beside it.
         inputs: names, dtypes and shapes of what `forward` takes, by name if it has parameters so called, else in
-            order.
+            order; a config.json tells those of text and image models.
         dynamic: `input.axis` → name of the free dimension there.
         opset: version of the standard operators; by default the exporter's.
         external: weights inside the model (`inline`), beside it (`external`, `safetensors`), in the checkpoint as
             far as that lies in the target's folder (`shared`); `auto` goes beside it where one file cannot hold them.
         prove: run module and model on the same inputs; different outputs are an error.
 
-    Raises CkptError `package-missing`, `module-invalid`, `module-misfit`, `export-failed`, `prove-failed`, and what
-    reading and writing raise.
+    Raises CkptError `package-missing`, `module-invalid`, `module-misfit`, `inputs-unknown`, `export-failed`,
+    `prove-failed`, and what reading and writing raise.
     """
     target = Path(os.path.abspath(dst))
     check_target(target, folder=False, overwrite=overwrite)
     weights = read(os.fspath(src), section)
     if any(os.path.realpath(file.path) == os.path.realpath(target) for file in weights.origin.files):
         raise CkptError("target-is-source", "this is what is being read", target, "write somewhere else")
-    free = _free(inputs, dynamic or {})
-    made = make_module(module)
-    load_weights(made, weights, module)
+    made, label, inputs, free = _source(os.fspath(src), weights, module, inputs, dynamic or {})
     made.eval()
     with tempfile.TemporaryDirectory(
         prefix=f".{target.name[:100]}.", suffix=".tmp", dir=target.parent
     ) as folder:
-        graph = read(str(_export(made, inputs, free, opset, Path(folder), module)))
+        graph = read(str(to_onnx(made, inputs, free, opset, Path(folder), label)))
         found = find(weights, graph)
-        named = tuple(m.target for m in found.pairs if m.sources == (m.target,) and m.how == "same")
+        named = _named(weights, graph, found)
         recorded = {m.target: m.sources for m in found.pairs if m.target not in set(named)}
         graph = replace(graph, metadata={**graph.metadata, **_record(found, recorded)})
         if external == "shared":
             same = {m.target: weights[m.sources[0]] for m in found.pairs if m.how == "same"}
             graph = replace(graph, tensors={**graph.tensors, **same})
-        reference = Reference(module=module, weights=weights) if prove else None
+        reference = Reference(module=label, made=made) if prove else None
         nbytes, proof = _write(graph, target, external, reference, overwrite)
-    used = {name for match in found.pairs for name in match.sources}
-    counters = {name for name, tensor in weights.items() if tensor.dtype.kind != "float" and not tensor.shape}
-    unused = tuple(name for name in weights if name not in used and name not in counters)
-    return Exported(os.fspath(src), os.fspath(dst), module, graph, named, recorded, unused, nbytes, proof)
-
-
-def _free(inputs: Sequence[Input], dynamic: Mapping[str, str]) -> dict[str, dict[int, str]]:
-    """Input → axis → name of the free dimension. Raises CkptError `usage`."""
-    ranks = {one.name: len(one.shape) for one in inputs}
-    found: dict[str, dict[int, str]] = {name: {} for name in ranks}
-    for place, label in dynamic.items():
-        name, _, axis = place.rpartition(".")
-        if not axis.isdecimal() or int(axis) >= ranks.get(name, 0):
-            known = ", ".join(f"{name}.0 … {name}.{rank - 1}" for name, rank in ranks.items() if rank)
-            raise CkptError("usage", "no input has this axis", place, f"axes: {known}")
-        found[name][int(axis)] = label
-    return found
-
-
-def _export(
-    made: Any,
-    inputs: Sequence[Input],
-    free: Mapping[str, Mapping[int, str]],
-    opset: int | None,
-    folder: Path,
-    module: str,
-) -> Path:
-    """Let torch export; the model file."""
-    from inspect import signature
-
-    import torch
-
-    examples = {one.name: _example(one, free[one.name]) for one in inputs}
-    by_name = examples.keys() <= set(signature(made.forward).parameters)
-    shapes = {name: dict(axes) for name, axes in free.items()}
-    any_free = any(free.values())
-    path = folder / "model.onnx"
-    try:
-        with warnings.catch_warnings(), _silent():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                made,
-                () if by_name else tuple(examples.values()),
-                str(path),
-                kwargs=examples if by_name else None,
-                input_names=list(examples),
-                opset_version=opset,
-                dynamic_shapes=(shapes if by_name else tuple(shapes.values())) if any_free else None,
-                dynamo=True,
-                verbose=False,
-                external_data=True,
-            )
-    except ImportError as error:
-        raise CkptError(
-            "package-missing",
-            f"torch's exporter needs it: {one_line(error)}",
-            module,
-            "pip install onnx onnxscript",
-        ) from None
-    except Exception as error:  # whatever the exporter and the user's code raise
-        raise CkptError("export-failed", f"torch cannot export it: {one_line(error)}", module) from error
-    return path
-
-
-def _example(one: Input, free: Mapping[int, str]) -> Any:
-    """An input to trace with: integers are 0, which is an id everywhere; a free dimension is at least 2, as torch takes
-    sizes of 0 and 1 for fixed."""
-    import torch
-
-    if one.dtype not in DTYPES or not isinstance(dtype := getattr(torch, one.dtype, None), torch.dtype):
-        raise CkptError("dtype-unknown", "no such dtype", f"{one.name}:{one.dtype}")
-    shape = [max(int(n), 2) if axis in free else int(n) for axis, n in enumerate(one.shape)]
-    generator = torch.Generator().manual_seed(0)
-    return (
-        torch.randn(shape, generator=generator).to(dtype)
-        if dtype.is_floating_point
-        else torch.zeros(shape, dtype=dtype)
+    merged, unused = _left(weights, {*named, *(name for names in recorded.values() for name in names)})
+    return Exported(
+        os.fspath(src), os.fspath(dst), label, graph, named, recorded, merged, unused, nbytes, proof
     )
 
 
-@contextmanager
-def _silent() -> Iterator[None]:
-    """The exporter prints its progress to stdout, whatever it is told."""
-    import contextlib
-    import io
+def _named(weights: TensorGraph, graph: TensorGraph, found: Correspondence) -> tuple[str, ...]:
+    """The initializers with the name and value of a weight. By value alone nobody finds what is all zeros."""
+    named = {m.target for m in found.pairs if m.sources == (m.target,) and m.how == "same"}
+    paired = {m.target for m in found.pairs}
+    rest = [name for name in graph if name in weights and name not in paired]
+    named |= {name for name in rest if _content(graph[name]) == _content(weights[name])}
+    return tuple(name for name in graph if name in named)
 
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
+
+def _left(weights: TensorGraph, used: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The weights that have no place of their own in the graph: those equal to one that has, and the others."""
+    used = used | {name for group in weights.storages() if not used.isdisjoint(group) for name in group}
+    counters = {name for name, tensor in weights.items() if tensor.dtype.kind != "float" and not tensor.shape}
+    left = [name for name in weights if name not in used and name not in counters]
+    kinds = {(weights[name].dtype, weights[name].shape) for name in left}
+    held = {_content(weights[n]) for n in used if (weights[n].dtype, weights[n].shape) in kinds}
+    merged = tuple(name for name in left if _content(weights[name]) in held)
+    return merged, tuple(name for name in left if name not in set(merged))
+
+
+def _content(tensor: Tensor) -> tuple[str, tuple[int, ...], bytes]:
+    hasher = hashlib.blake2b(digest_size=32)
+    for chunk in tensor.chunks():
+        hasher.update(chunk)
+    return tensor.dtype.name, tensor.shape, hasher.digest()
+
+
+def _source(
+    src: str,
+    weights: TensorGraph,
+    module: str | None,
+    inputs: Sequence[Input],
+    dynamic: Mapping[str, str],
+) -> tuple[Any, str, Sequence[Input], Free]:
+    """The module with its weights, what it is called, its inputs and their free axes."""
+    if module is None:
+        from ckptkit.verbs.export.pretrained import config_of, from_config
+
+        config = config_of(src)
+        if config is None:
+            message = "nothing says what module these weights are for"
+            hint = "--module package.module:factory makes it; a folder with a config.json of transformers needs none"
+            raise CkptError("usage", message, src, hint)
+        found = from_config(config, weights, inputs)
+        return found.module, found.label, found.inputs, free_axes(found.inputs, {**found.dynamic, **dynamic})
+    if not inputs:
+        raise CkptError("usage", "a module needs inputs", module, "--input 'x:float32[1,3,224,224]'")
+    free = free_axes(inputs, dynamic)
+    made = make_module(module)
+    load_weights(made, weights, module)
+    return made, module, inputs, free
 
 
 def _record(found: Correspondence, recorded: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
