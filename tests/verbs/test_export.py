@@ -263,7 +263,8 @@ def test_equal_weights_that_the_exporter_merges(place: tuple[Path, str], run: Ru
         "import torch\nfrom torch import nn\ndef build(): return nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))\n",
         "utf-8",
     )
-    state = {f"{n}.weight": torch.randn(8, 8) for n in (0, 1)} | {f"{n}.bias": torch.zeros(8) for n in (0, 1)}
+    bias = torch.randn(8)
+    state = {f"{n}.weight": torch.randn(8, 8) for n in (0, 1)} | {f"{n}.bias": bias.clone() for n in (0, 1)}
     torch.save(state, folder / "w.pt")
     done = run("export", "w.pt", "w.onnx", "--module", f"{name}:build", "--input", "x:float32[1,8]", "--json")
     assert done.code == 0, done.stderr
