@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from ckptkit.core.errors import CkptError
-from ckptkit.rules import model, nodes, ruleset, template
+from ckptkit.rules import language, model, nodes, operations, ruleset, template
 from ckptkit.rules.ruleset import Rules
 from tests.rules.support import code_of, names
+from tests.support import ROOT
 
 HEAD = "ckptkit-rules: 1\n"
 
@@ -168,3 +169,12 @@ def test_unknown_presets_are_told_the_nearest() -> None:
 
 def test_templates_are_parsed_once() -> None:
     assert template.template("a.{i}") is template.template("a.{i}")
+
+
+def test_each_operation_is_shown_on_a_page() -> None:
+    """In a rule of a block that the tests run, and in words."""
+    pages = [path.read_text("utf-8") for path in sorted((ROOT / "docs" / "rules").glob("*.md"))]
+    shown = "\n".join(block for page in pages for block in re.findall("```python\n(.*?)```", page, re.DOTALL))
+    words = {*operations.OPERATIONS, *operations.JOINS, *operations.SPLITS, *language.KEYS}
+    unshown = {word for word in words if not re.search(rf"[\[{{, ]{word}[:,\]]", shown)}
+    assert not unshown
