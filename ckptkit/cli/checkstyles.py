@@ -17,8 +17,8 @@ _KINDS = {
     "tensor-missing": "missing", "tensor-unexpected": "unexpected", "shape-differs": "shape", "dtype-differs": "dtype",
     "tie-dropped": "tie", "tie-broken": "tie", "names-differ": "names", "metadata-missing": "metadata",
     "metadata-other": "metadata", "name-forbidden": "forbidden", "dtype-refused": "dtype", "too-large": "size",
-    "not-finite": "values", "lfs-bypassed": "git", "digest-differs": "digest", "file-missing": "file",
-    "file-differs": "file",
+    "not-finite": "values", "lfs-bypassed": "git", "global-refused": "global", "digest-differs": "digest",
+    "file-missing": "file", "file-differs": "file",
 }  # fmt: skip
 
 

@@ -49,6 +49,7 @@ CODES: dict[str, str] = {
     "format-unknown": "a file or a name that is no format ckptkit knows",
     "format-unsupported": "a known format that ckptkit does not read",
     "git-failed": "git, or the repository it needs, is not there",
+    "global-refused": "a pickle names a class or function that a contract does not allow",
     "graph-incomplete": "a tensor of an ONNX graph is left out, or has no place in it",
     "graph-kept": "what of an ONNX model stays as it was while its weights are replaced",
     "graph-needed": "an ONNX target needs a graph, and the source holds weights only",

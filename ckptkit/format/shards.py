@@ -167,8 +167,17 @@ def _joined(path: str, shards: Mapping[str, TensorGraph], weight_map: Mapping[st
         findings.append(Finding("metadata-differs", "note", differing[0], message))
     first = next(iter(shards.values()))
     files = tuple(file for graph in shards.values() for file in graph.origin.files)
-    origin = Origin(path, first.origin.format, first.origin.container, files)
+    origin = Origin(
+        path, first.origin.format, first.origin.container, files, details=not_run(shards.values())
+    )
     return TensorGraph(tensors, origin, metadata=metadata, objects=tuple(objects), findings=tuple(findings))
+
+
+def not_run(graphs: Iterable[TensorGraph]) -> dict[str, list[str]]:
+    """What the pickles of all files name and is no data, as the `classes_not_run` of their details."""
+    names = (name for graph in graphs for name in graph.origin.details.get("classes_not_run", ()))
+    found = list(dict.fromkeys(names))
+    return {"classes_not_run": found} if found else {}
 
 
 def _check_placed(path: str, shards: Mapping[str, TensorGraph], weight_map: Mapping[str, str]) -> None:

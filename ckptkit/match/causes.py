@@ -80,7 +80,8 @@ MORE = "the checkpoint has more layers than the target"
 class Reason(NamedTuple):
     """The likely cause of one difference, "" if nothing tells; and what mends it, if anything does.
 
-    `step` is `drop`, `folder` (read it instead of one shard), `dtype:` and the one to cast to, or "".
+    `step` is `drop`, `folder` (read it instead of one shard), `dtype:` and the one to cast to, `fit` (training it anew
+    from what fits is usual), or "".
     """
 
     cause: str = ""
@@ -128,7 +129,7 @@ class Causes:
             return Reason(layers)
         if embedding := self._output_of(name):
             return Reason(f"usually tied to {embedding}, which is there", rule=mending.tied(name, embedding))
-        return Reason("saved without its head") if is_head_name(name) else Reason()
+        return Reason("saved without its head", "fit") if is_head_name(name) else Reason()
 
     def unexpected(self, name: str) -> Reason:
         """Why a tensor is there that nothing expects."""
@@ -262,14 +263,14 @@ def _shape(name: str, expected: tuple[int | None, ...], shape: tuple[int, ...]) 
         return Reason(cause, rule=mending.permuted(name, shape, wanted))
     if _POSITION.search(name) and len(differing) == 1:
         cause = "position embeddings of another length or image size"
-        return Reason(cause, rule=mending.resampled(name, shape, wanted))
+        return Reason(cause, "fit", mending.resampled(name, shape, wanted))
     if differing == [0]:
         if is_vocabulary(name):
-            return Reason(f"a vocabulary of {shape[0]} instead of {wanted[0]}")
+            return Reason(f"a vocabulary of {shape[0]} instead of {wanted[0]}", "fit")
         if is_head_name(name):
-            return Reason(f"{shape[0]} outputs instead of {wanted[0]}: another number of classes")
+            return Reason(f"{shape[0]} outputs instead of {wanted[0]}: another number of classes", "fit")
     if differing == [1] and len(shape) == 4:
-        return Reason(f"{shape[1]} input channels instead of {wanted[1]}")
+        return Reason(f"{shape[1]} input channels instead of {wanted[1]}", "fit")
     return Reason("a layer of another width")
 
 

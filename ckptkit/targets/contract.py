@@ -16,7 +16,7 @@
     metadata: {format: pt, license: any}
     forbidden: ["*.lora_A.*"]            # shell patterns
     unlisted: refuse                     # or allow: tensors that are not named
-    policies: {dtypes: [bfloat16], max_size: 16GB, values: finite}
+    policies: {dtypes: [bfloat16], max_size: 16GB, values: finite, globals: [argparse.Namespace]}
     digest: <what `ckptkit digest` prints>
     files:
       model.safetensors: {sha256: <64 digits>, size: 16060556376}

@@ -23,7 +23,7 @@ _KEYS = (
     "unlisted", "policies", "digest", "files",
 )  # fmt: skip
 WIDER: Mapping[str, tuple[str, ...]] = {"any": (), "float": FLOATS}  # words for several dtypes
-_POLICIES = ("dtypes", "max_size", "values")
+_POLICIES = ("dtypes", "max_size", "values", "globals")
 _SPEC = re.compile(r"([^\s\[\]]+)\s*(?:\[([^\[\]]*)\])?")
 _MULTIPLE = re.compile(r"([1-9][0-9]{0,8})\s*\*\s*([A-Za-z_]\w*)", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -221,6 +221,7 @@ class Parser:
             tuple(self.dtype(node, self.text(node)) for node in self.items(dtypes)),
             max_bytes,
             "values" in given and self.choice(given["values"], ("finite", "any")) == "finite",
+            tuple(map(self.text, self.items(given["globals"]))) if "globals" in given else None,
         )
 
     def digest(self, node: Node) -> str:

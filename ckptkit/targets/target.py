@@ -63,11 +63,14 @@ class Policies:
         dtypes: element types that may occur; empty for any.
         max_bytes: most bytes of its files; None for any.
         finite: no value may be NaN or infinite; checking it reads the values.
+        globals: classes and functions (`module.name`) that pickles may name beside those that are plain data; None
+            for any.
     """
 
     dtypes: tuple[str, ...] = ()
     max_bytes: int | None = None
     finite: bool = False
+    globals: tuple[str, ...] | None = None
 
 
 class Loader(NamedTuple):

@@ -44,6 +44,7 @@ def _lines(contract: Contract) -> Iterator[str]:
     rules: dict[str, list[str] | str] = {"dtypes": list(policies.dtypes)} if policies.dtypes else {}
     rules |= {"max_size": size_text(policies.max_bytes)} if policies.max_bytes is not None else {}
     rules |= {"values": "finite"} if policies.finite else {}
+    rules |= {"globals": list(policies.globals)} if policies.globals is not None else {}
     if rules:
         yield f"policies: {dump(rules)}"
     if contract.digest:

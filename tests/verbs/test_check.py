@@ -1,6 +1,7 @@
 """check: the verdict, the likely cause of each difference, and commands that mend it when they are run."""
 
 import hashlib
+import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -343,3 +344,29 @@ def test_presets_mend_other_layouts(
     words = shlex.split(check("it.safetensors", "base.safetensors").fixes[0])
     assert run(*words[1:], "-q").code == 0
     assert check(words[3], "base.safetensors").fits
+
+
+def test_names_in_pickles_outside_a_list(tmp_path: Path, fixtures_dir: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs the torch extra")
+    import fractions
+
+    def save(path: Path, name: str) -> None:
+        torch.save({name: torch.zeros(1), "rate": fractions.Fraction(1, 3)}, path)
+
+    save(tmp_path / "a.pt", "a")
+    text = "policies: {globals: [%s]}"
+    (found,) = check(tmp_path / "a.pt", demands(text % "")).findings
+    assert (found.code, found.name) == ("global-refused", "fractions.Fraction")
+    assert check(tmp_path / "a.pt", demands(text % "fractions.Fraction")).fits
+    assert check(tmp_path / "a.pt", demands("")).fits
+    again = Contract.parse(Contract.parse("ckptkit-contract: 1\ntensors: {a: any}\n" + text % "x.Y").text())
+    assert again.policies.globals == ("x.Y",)
+
+    # In any shard of several.
+    shards = {"a": "model-00001-of-00002.bin", "b": "model-00002-of-00002.bin"}
+    torch.save({"a": torch.zeros(1)}, tmp_path / shards["a"])
+    save(tmp_path / shards["b"], "b")
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    target = Contract.parse("ckptkit-contract: 1\ntensors: {a: any, b: any}\n" + text % "").target()
+    report = check(tmp_path / "pytorch_model.bin.index.json", target)
+    assert [item.code for item in report.findings if item.severity == "error"] == ["global-refused"]

@@ -94,6 +94,10 @@ def _conversion(case: Case) -> Iterator[str]:
     options = [*drop, *(part for rule in rules for part in ("--rules", rule)), *cast]
     if options and left < mending.amiss(case.was) and len(lacking) <= _KNOWN * len(case.target.tensors):
         yield command("convert", case.path, output(case.path), *options)
+    steps = {item.name: item.step for item in case.errors}
+    if lacking and all(steps.get(name) == "fit" for name in lacking):
+        fitting = ("--fit", case.target.path, "--mismatched", "zeros")
+        yield command("convert", case.path, output(case.path), *fitting, *cast)
 
 
 def _start(case: Case) -> Iterator[str]:

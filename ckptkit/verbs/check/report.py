@@ -20,7 +20,7 @@ class Misfit:
         expected, found: in words; "" where there is nothing.
         cause: why, most likely; "" if nothing tells.
         hint: the next step; "" if there is none.
-        step: what would mend it, for programs: `drop`, `folder`, `dtype:NAME`, or "".
+        step: what would mend it, for programs: `drop`, `folder`, `dtype:NAME`, `fit`, or "".
         rule: the rule that would mend it, if one would.
         head: whether it concerns the outputs of the model alone.
     """

@@ -76,6 +76,14 @@ def _policies(graph: TensorGraph, target: Target) -> Iterator[Misfit]:
     if policies.max_bytes is not None and nbytes > policies.max_bytes:
         expected = f"at most {policies.max_bytes:,} bytes"
         yield Misfit("too-large", "error", "", expected, f"{nbytes:,} bytes")
+    if policies.globals is not None:
+        for name in graph.origin.details.get("classes_not_run", ()):
+            if name not in policies.globals:
+                said = "a class or function that a pickle names"
+                hint = "ckptkit scan tells what it would do"
+                yield Misfit(
+                    "global-refused", "error", name, "plain data, or what is listed", said, hint=hint
+                )
     if policies.finite:
         yield from (item for item in values(weights(graph)) if item.code == "not-finite")
 
