@@ -318,7 +318,21 @@ def test_a_sidecar_is_strict_json_and_names_what_it_cannot_hold(tmp_path: Path) 
 
 def test_options_that_mean_nothing_are_refused(source: Path, tmp_path: Path) -> None:
     assert refused(source, tmp_path / "out.safetensors", allow_loss=["overflw"]) == "option-unfit"
-    assert refused(source, tmp_path / "out.safetensors", external="external") == "option-unfit"
+    for options in (
+        {"external": "external"},
+        {"keep_dtype": ["w*"]},
+        {"mismatched": "zeros"},
+        {"exported_from": source},
+        {"name_map": tmp_path / "map.json"},
+        {"allow_head_change": True},
+        {"into": tmp_path / "base.onnx"},
+        {"module": "a:b"},
+        {"prove": True},
+    ):
+        assert refused(source, tmp_path / "out.safetensors", **options) == "option-unfit", options
+    for options in ({"fit": source}, {"dtype": "float16"}):
+        both = {"into": tmp_path / "base.onnx", **options}
+        assert refused(source, tmp_path / "out.onnx", **both) == "option-unfit", options
 
 
 def test_several_losses_are_told_at_once(tmp_path: Path) -> None:

@@ -1,39 +1,33 @@
 """Deciding a conversion: what is written where, what changes, what is lost. Touches nothing."""
 
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptkit.core.codes import CODES
 from ckptkit.core.collector import paused
-from ckptkit.core.dtypes import DTYPES
 from ckptkit.core.errors import CkptError
 from ckptkit.core.expansion import MAX_EXPAND, refuse_expansion
 from ckptkit.core.findings import Finding
-from ckptkit.core.globs import matching, selected
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.plan import External, Layout, OutputFile, Ties, WriteOptions
 from ckptkit.core.staging import names_beside, refuse_inputs
 from ckptkit.core.stream import memory_bound
-from ckptkit.core.tensor import Tensor
-from ckptkit.core.words import plural
-from ckptkit.format import folder, read, registry
-from ckptkit.match.quantized import quantized_members, torn_units
+from ckptkit.format import folder, read
 from ckptkit.rules.follow import follow
-from ckptkit.rules.outcome import Rewrite, RulesError, Trace
+from ckptkit.rules.outcome import RulesError, Trace
 from ckptkit.rules.ruleset import Rules, compare
 from ckptkit.targets.factory import refuse_code
+from ckptkit.verbs.convert.casting import cast_floats
+from ckptkit.verbs.convert.destination import Destination, destination
+from ckptkit.verbs.convert.selection import select
 
 if TYPE_CHECKING:
     from ckptkit.match.fitting import Fitting, Mismatched
     from ckptkit.match.proof.proving import Reference
     from ckptkit.targets.resolve import Given
     from ckptkit.verbs.convert.into import Into
-
-CASTABLE = ("float64", "float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,112 +178,84 @@ def plan(
     Raises:
         CkptError: the source cannot be read or the target not be written in that format.
     """
+    out = destination(dst, to)
     _refuse_unknown(allow_loss)
-    whole = read(src, section, variant=variant)
-    names = selected(whole, include, exclude)
-    source = whole.select(names) if len(names) < len(whole) else whole
-    _refuse_nothing(whole, source)
+    _refuse_misuse(
+        ("--mismatched goes with a target", "--fit TARGET", mismatched and fit is None),
+        ("a graph has its own names and shapes", "leave --fit out", fit is not None and into is not None),
+        ("weights get the dtypes of the graph they go into", "leave --dtype out", dtype and into is not None),
+        ("--keep-dtype says what --dtype leaves alone", "--dtype DTYPE", keep_dtype and dtype is None),
+        ("--exported-from goes with a graph", "--into BASE.onnx", exported_from is not None and into is None),
+        ("--name-map goes with a graph to put weights into", "--into BASE.onnx", name_map and into is None),
+        ("--allow-head-change goes with a graph", "--into BASE.onnx", allow_head_change and into is None),
+        ("a graph with new weights is written as ONNX", "--to onnx", into is not None and not out.onnx),
+        ("--module is what a model is proved against", "--prove", module is not None and not prove),
+        ("only an ONNX model is proved", "leave --prove out", prove and not out.onnx),
+        (f"{out.format.title} has no weights outside its file", "leave --onnx-data out",
+         external != "auto" and not out.onnx),
+    )  # fmt: skip
+    chosen = select(src, section, variant, include, exclude)
     model = None if like is None else read(like)
-    rewrite = follow(source, rules, let=let, reverse=reverse, approximate=approximate, like=model)
+    rewrite = follow(chosen.source, rules, let=let, reverse=reverse, approximate=approximate, like=model)
     if model is not None:
         _refuse_unlike(rewrite.graph, model)
     fitted: Fitting | None = None
     if fit is not None:
-        if into is not None:
-            raise CkptError("usage", "a graph has its own names and shapes", str(into), "leave --fit out")
         from ckptkit.verbs.convert.fitted import fit_to
 
         fitted, rewrite = fit_to(rewrite, fit, mismatched, allow_code, time_limit)
-    elif mismatched is not None:
-        raise CkptError("usage", "--mismatched goes with a target", None, "--fit TARGET")
-    graph = rewrite.graph
-    original = {name: step.sources[0] if step.sources else "" for name, step in rewrite.trace.items()}
-    keep = frozenset(matching(source, keep_dtype)) if keep_dtype else frozenset()
-    target, into_folder, writer = _target(dst, to)
-    if dtype is not None and writer.name == "onnx" and into is None:
-        keep |= _fixed(graph, dtype)
-    graph, cast = _cast(rewrite, dtype, keep)
-    reference = _reference(source, graph, module, allow_code) if prove else None
-    if module is not None and not prove:
-        raise CkptError("usage", "--module is what a model is proved against", module, "--prove")
+    cast: dict[str, str] = {}
+    if dtype is not None:
+        rewrite, cast = cast_floats(rewrite, chosen.source, dtype, keep_dtype, onnx=out.onnx)
+    reference = _reference(chosen.source, rewrite.graph, module, allow_code) if prove else None
     put: Into | None = None
-    if into is not None and dtype is not None:
-        raise CkptError(
-            "usage", "weights get the dtypes of the graph they go into", None, "leave --dtype out"
-        )
     if into is not None:
         from ckptkit.verbs.convert.into import casts, put_into
 
-        read_weights = graph
-        given = replace(rewrite, graph=graph)
-        put, rewrite = put_into(given, into, exported_from, section, include, exclude, allow_head_change)
-        graph, cast = rewrite.graph, casts(put, read_weights)
-        original = {name: step.sources[0] if step.sources else "" for name, step in rewrite.trace.items()}
-    elif exported_from is not None or name_map is not None or allow_head_change:
-        option = "--allow-head-change" if allow_head_change else "--name-map"
-        option = option if exported_from is None else "--exported-from"
-        raise CkptError("usage", f"{option} goes with a graph to put weights into", None, "--into BASE.onnx")
-    kept = _kept(graph, cast, writer.name) if dtype else ()
-    graph = replace(graph, metadata=_metadata(graph, metadata, no_metadata))
-    stored = graph.origin.stored
-    meant = f"--max-expand {graph.nbytes // max(stored, 1) + 1} if that is meant"
-    refuse_expansion(graph.nbytes, stored, graph.origin.path, meant, limit=max_expand)
-
-    if external != "auto" and writer.name != "onnx":
-        raise CkptError(
-            "option-unfit", f"{writer.title} has no weights outside its file", target, "drop --onnx-data"
-        )
-    taken = frozenset[str]() if into_folder else names_beside(target)
-    options = WriteOptions(
-        ties=ties,
-        max_shard_size=max_shard_size,
-        external=external,
-        taken=taken,
-        folder="" if into_folder else os.path.realpath(target.parent),
+        weights = rewrite.graph
+        put, rewrite = put_into(rewrite, into, exported_from, section, include, exclude, allow_head_change)
+        cast = casts(put, weights)
+    graph = replace(
+        rewrite.graph, metadata={**({} if no_metadata else rewrite.graph.metadata), **(metadata or {})}
     )
-    stem = folder.weights_name(writer.name, graph) if into_folder else target.name
-    layout = writer.load().layout(graph, stem, options)
+    meant = f"--max-expand {graph.nbytes // max(graph.origin.stored, 1) + 1} if that is meant"
+    refuse_expansion(graph.nbytes, graph.origin.stored, graph.origin.path, meant, limit=max_expand)
+
+    layout = _laid_out(graph, out, ties, max_shard_size, external)
     notes: tuple[Finding, ...] = ()
     if put is not None:
-        if writer.name != "onnx":
-            raise CkptError("usage", "a graph with new weights is written as ONNX", str(target), "--to onnx")
         from ckptkit.verbs.convert.into import settled
 
         layout, unchanged = settled(layout, put)
         notes = (unchanged,)
-    if not into_folder and writer.name != "onnx" and len(layout.files) > 1:
-        suited = "" if writer.name == "safetensors" else f" --to {writer.name}"
-        hint = f"write to the folder {target.stem}/{suited}"
-        raise CkptError("needs-folder", "several files need a folder to stand in", target, hint)
     config = None
     if fitted is not None:
         from ckptkit.verbs.convert.fitted import configuration
 
         config = configuration(fitted)
-    extras = folder.companions(graph, writer.name, dtype, with_code, config) if into_folder else ()
+    extras = folder.companions(graph, out.format.name, dtype, with_code, config) if out.folder else ()
     if fitted is not None:
         from ckptkit.verbs.convert.fitted import little, stale
 
         notes = (*notes, *little(fitted), *stale(fitted, extras))
     result = Plan(
-        source=source,
+        source=chosen.source,
         graph=graph,
-        target=str(target),
-        folder=into_folder,
-        format=writer.name,
+        target=str(out.path),
+        folder=out.folder,
+        format=out.format.name,
         layout=layout,
-        names=original,
+        names={name: step.sources[0] if step.sources else "" for name, step in rewrite.trace.items()},
         trace=rewrite.trace,
         cast=cast,
         left_out=(
-            *_left_out(whole, source, rewrite, extras, sidecar is not None),
+            *chosen.left_out(rewrite, extras, sidecar is not None),
             *(put.left_out if put else ()),
         ),
-        losses=(*_torn(whole, names), *(put.done.losses if put else ()), *layout.losses),
+        losses=(*chosen.losses(), *(put.done.losses if put else ()), *layout.losses),
         notes=(
-            *(f for f in whole.findings if f not in layout.losses),
+            *(f for f in chosen.whole.findings if f not in layout.losses),
             *rewrite.findings,
-            *kept,
             *layout.notes,
             *notes,
         ),
@@ -302,16 +268,41 @@ def plan(
         reference=reference,
         fit=fitted,
     )
-    if reference is not None and writer.name != "onnx":
-        raise CkptError("usage", "only an ONNX model is proved", result.target, "leave --prove out")
     targets = [result.target, *filter(None, [result.sidecar, result.name_map])]
-    for read_one in filter(None, (whole, model, *result.inputs[1:])):
+    for read_one in filter(None, (chosen.whole, model, *result.inputs[1:])):
         refuse_inputs(read_one, targets)
     if fitted is not None:
         from ckptkit.verbs.convert.fitted import refuse_target
 
         refuse_target(fitted, targets)
     return result
+
+
+def _laid_out(
+    graph: TensorGraph, out: Destination, ties: Ties, max_shard_size: int | None, external: External
+) -> Layout:
+    """Every byte of the output. Raises what the format's own layout raises, and CkptError `needs-folder`."""
+    options = WriteOptions(
+        ties=ties,
+        max_shard_size=max_shard_size,
+        external=external,
+        taken=frozenset() if out.folder else names_beside(out.path),
+        folder="" if out.folder else os.path.realpath(out.path.parent),
+    )
+    stem = folder.weights_name(out.format.name, graph) if out.folder else out.path.name
+    layout = out.format.load().layout(graph, stem, options)
+    if not out.folder and not out.onnx and len(layout.files) > 1:
+        suited = "" if out.format.name == "safetensors" else f" --to {out.format.name}"
+        hint = f"write to the folder {out.path.stem}/{suited}"
+        raise CkptError("needs-folder", "several files need a folder to stand in", str(out.path), hint)
+    return layout
+
+
+def _refuse_misuse(*rules: tuple[str, str, object]) -> None:
+    """Options that mean nothing without another one, or beside it: (what, next step, whether it is so)."""
+    for message, hint, misused in rules:
+        if misused:
+            raise CkptError("option-unfit", message, None, hint)
 
 
 def _refuse_unlike(graph: TensorGraph, model: TensorGraph) -> None:
@@ -340,75 +331,6 @@ def _reference(
     return Reference(against=source.origin.path)
 
 
-def _fixed(graph: TensorGraph, dtype: str) -> frozenset[str]:
-    """Names of the weights that a graph cannot have in another dtype, or had better not have."""
-    wanted = DTYPES.get(dtype)
-    if graph.origin.format != "onnx" or wanted is None or wanted.kind != "float":
-        return frozenset()
-    from ckptkit.format.onnx.casts import fixed
-
-    return fixed(graph, wanted)
-
-
-def _cast(rewrite: Rewrite, dtype: str | None, keep: frozenset[str]) -> tuple[TensorGraph, dict[str, str]]:
-    """The graph with float tensors cast, and name → dtype it had. Quantised weights and their scales stay."""
-    graph = rewrite.graph
-    if dtype is None:
-        return graph, {}
-    wanted = DTYPES.get(dtype)
-    if wanted is None or wanted.kind != "float" or wanted.bits < 8:
-        raise CkptError("dtype-unknown", "cannot cast to this dtype", dtype, f"one of {', '.join(CASTABLE)}")
-    from ckptkit.ops.cast import cast
-
-    fixed = keep | quantized_members(graph)
-    for names in graph.storages():  # tied tensors are one: they keep their dtype together
-        if len(names) > 1 and not fixed.isdisjoint(names):
-            fixed |= frozenset(names)
-    tensors: dict[str, Tensor] = {}
-    changed: dict[str, str] = {}
-    for name, tensor in graph.items():
-        had = tensor.dtype.name
-        if had in CASTABLE and had != dtype and fixed.isdisjoint((name, *rewrite.trace[name].sources)):
-            changed[name] = had
-            tensor = cast(tensor, wanted)
-        tensors[name] = tensor
-    return replace(graph, tensors=tensors), changed
-
-
-def _kept(graph: TensorGraph, cast: Mapping[str, str], target: str) -> tuple[Finding, ...]:
-    """A note of what a cast leaves alone, by dtype."""
-    left = Counter(tensor.dtype.name for name, tensor in graph.items() if name not in cast)
-    if not left:
-        return ()
-    text = f"not cast: {', '.join(f'{n} ×{c}' for n, c in left.items())}"
-    if target == "onnx":
-        text += " (a graph keeps weights of fewer than 256 values, its inputs and its outputs)"
-    return (Finding("dtype-kept", "note", "", text),)
-
-
-def _torn(whole: TensorGraph, names: Sequence[str]) -> tuple[Finding, ...]:
-    """The loss of a selection that takes a quantised weight without its scales, or scales without their weight."""
-    torn = torn_units(whole, frozenset(names)) if len(names) < len(whole) else []
-    if not torn:
-        return ()
-    message = f"a quantised weight means nothing without its scales; {torn[0][1]} is not selected"
-    return (Finding("scales-left-out", "warning", torn[0][0], message),)
-
-
-def _metadata(graph: TensorGraph, added: Mapping[str, str] | None, drop: bool) -> dict[str, str]:
-    return {**({} if drop else graph.metadata), **(added or {})}
-
-
-def _refuse_nothing(whole: TensorGraph, source: TensorGraph) -> None:
-    """An empty selection of a checkpoint that has tensors is a mistake; one of a checkpoint without is what it is."""
-    outside = next((f for f in whole.findings if f.code == "tensors-outside"), None)
-    if source or not (whole or outside):
-        return
-    message = "no tensor is selected" + (f": {outside.message}" if outside and not whole else "")
-    hint = outside.hint if outside and not whole else "--exclude leaves out every tensor"
-    raise CkptError("nothing-selected", message, whole.origin.path, hint)
-
-
 def _refuse_unknown(codes: Sequence[str]) -> None:
     for code in codes:
         if code not in CODES:
@@ -416,48 +338,3 @@ def _refuse_unknown(codes: Sequence[str]) -> None:
 
             near = get_close_matches(code, CODES, n=3)
             raise CkptError("option-unfit", "there is no loss of this code", code, " or ".join(near) or None)
-
-
-def _target(dst: str | os.PathLike[str], to: str | None) -> tuple[Path, bool, registry.Format]:
-    """Where the output goes, whether that is a folder, and the format that writes it."""
-    text = os.fspath(dst)
-    path = Path(text)
-    by_suffix = registry.for_suffix(path.name)
-    into_folder = (
-        text.endswith(("/", os.sep)) or os.path.isdir(path) or (by_suffix is None and not path.suffix)
-    )
-    if to is not None:
-        chosen = registry.named(to)
-    elif into_folder:
-        chosen = registry.named("safetensors")
-    elif by_suffix is None:
-        raise CkptError(
-            "format-unknown",
-            f"no format is written to {path.suffix} files",
-            text,
-            "--to FORMAT names it; see ckptkit formats",
-        )
-    else:
-        chosen = by_suffix
-    if not chosen.writes:
-        raise CkptError("not-writable", f"{chosen.title} is read, not written", text, "see ckptkit formats")
-    return path, into_folder, chosen
-
-
-def _left_out(
-    whole: TensorGraph, source: TensorGraph, rewrite: Rewrite, extras: Sequence[OutputFile], sidecar: bool
-) -> tuple[str, ...]:
-    out = []
-    chosen = whole.origin.section
-    if chosen:
-        out += [s.name for s in whole.origin.sections if s.name != chosen]
-    if len(source) < len(whole):
-        out.append(f"{plural(len(whole) - len(source), 'tensor')} by --include/--exclude")
-    if rewrite.dropped:
-        out.append(f"{plural(len(rewrite.dropped), 'tensor')} by the rules")
-    if whole.objects and not sidecar:
-        values = plural(len(whole.objects), "non-tensor value")
-        out.append(f"{values} (--sidecar FILE.json keeps what JSON can hold)")
-    carried = {file.path for file in extras}
-    out += [name for name in folder.others(whole) if name not in carried and not name.endswith(".index.json")]
-    return tuple(out)
