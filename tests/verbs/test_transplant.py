@@ -217,7 +217,7 @@ def test_what_is_not_accounted_for_is_refused(tmp_path: Path, by_content: bool) 
     ck.convert(saved(extra=torch.zeros(3)), new, exclude=["extra"], **options)
     counted = saved(num_batches_tracked=torch.tensor(3))
     ck.convert(counted, new, overwrite=True, **options)  # a counter is no weight
-    assert code(tuned, tmp_path / "new.safetensors", **options) == "usage"
+    assert code(tuned, tmp_path / "new.safetensors", **options) == "option-unfit"
     assert code(tuned, tmp_path / "y.onnx", into=checkpoint) == "graph-needed"
     assert code(tuned, base, overwrite=True, **options) == "target-is-source"
 
