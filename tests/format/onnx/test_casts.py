@@ -71,7 +71,7 @@ def test_every_user_gets_the_type_it_was_made_for(
     branches: Path, tmp_path: Path, dtype: str, close: float
 ) -> None:
     target = tmp_path / "half.onnx"
-    receipt = ck.convert(branches, target, dtype=dtype, verify=True)
+    receipt = ck.convert(branches, target, dtype=dtype, verify=True, prove=True)
     onnx.checker.check_model(str(target), full_check=True)
     held = ck.read(target)
     assert {name for name, t in held.items() if t.dtype.name == dtype} == {
