@@ -13,6 +13,7 @@ from ckptkit.core.errors import CkptError
 from ckptkit.core.tensor import Tensor
 
 _SPEC = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def is_spec(text: str) -> bool:
@@ -52,6 +53,8 @@ def make_module(spec: str, device: str = "") -> Any:
                 module = made()  # type: ignore[operator]
         else:
             module = made()  # type: ignore[operator]
+    except SystemExit as error:
+        raise CkptError("module-invalid", f"the code ended its process ({error.code})", spec) from error
     except Exception as error:  # whatever the user's code raises
         on = f" on the {device} device" if device else ""
         message = f"no module was made{on}: {type(error).__name__}: {one_line(error)}"
@@ -89,5 +92,5 @@ def torch_tensors(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def one_line(error: BaseException) -> str:
     """What an exception says, on one line of bounded length."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(_COLOURS.sub("", str(error)).split()) or type(error).__name__
     return text if len(text) <= 400 else f"{text[:400]}…"

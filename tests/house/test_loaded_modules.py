@@ -88,6 +88,9 @@ CASES: list[tuple[str, set[str], int]] = [
     ("convert x.onnx y.safetensors", NONE, 0),
     ("convert x.onnx y.pt", NONE, 0),
     ("convert x.onnx y.onnx", NONE, 0),
+    ("convert x.onnx y.onnx --dtype float16", NONE, 0),
+    ("convert x.onnx y.onnx --onnx-data safetensors", NONE, 0),
+    ("convert x.safetensors y.onnx --into x.onnx --onnx-data shared", NONE, 2),  # too small to be worth it
     ("convert x.pt y.safetensors --dry-run", NONE, 0),
     ("convert x.pt y.safetensors --include *.weight", NONE, 0),
     ("convert x.pt y.safetensors --rules strip:fc.", NONE, 0),

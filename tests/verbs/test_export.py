@@ -271,3 +271,49 @@ def test_equal_weights_that_the_exporter_merges(place: tuple[Path, str], run: Ru
     assert done.json["unused"] == []
     assert sorted(done.json["merged"] + done.json["named"]) == sorted(state)
     assert len(done.json["merged"]) == 1
+
+
+ODD = """
+import sys, torch
+from torch import nn
+class Nested(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.l = nn.Linear(4, 4)
+    def forward(self, x):
+        y = self.l(x)
+        return {"a": y, "b": (y + 1, [y * 2]), "c": {"d": y - 1}, "e": None}
+class Passed(Nested):
+    def forward(self, x): return self.l(x), x
+class Noise(Nested):
+    def forward(self, x): return self.l(x) + torch.rand_like(x)
+class Branch(Nested):
+    def forward(self, x): return self.l(x) if x.sum() > 0 else x
+def leaves(): sys.exit(3)
+"""
+
+
+def test_odd_modules(place: tuple[Path, str], run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, name = place
+    (folder / f"{name}.py").write_text(ODD, "utf-8")
+    torch.save({"l.weight": torch.randn(4, 4), "l.bias": torch.randn(4)}, folder / "w.pt")
+
+    def export(module: str) -> Result:
+        line = ("--module", f"{name}:{module}", "--input", "x:float32[2,4]", "--prove")
+        return run("export", "w.pt", f"{module}.onnx", *line)
+
+    done = export("Nested")
+    assert done.code == 0, done.stderr
+    assert [v.name for v in ck.read("Nested.onnx").outputs] == ["a", "b.0", "b.1.0", "c.d"]
+    for module, code, words in (
+        ("Passed", "export-failed", "gives the input 'x' back"),
+        ("Noise", "prove-failed", "chance"),
+        ("Branch", "export-failed", "torch cannot export it"),
+        ("leaves", "module-invalid", "ended its process (3)"),
+    ):
+        done = export(module)
+        assert (done.code, done.stdout) == (2, ""), module
+        assert done.stderr.startswith(f"error[{code}]")
+        assert words in done.stderr
+        assert done.stderr.count("\n") <= 2  # torch's own advice and graphs are left out
+        assert not (folder / f"{module}.onnx").exists()

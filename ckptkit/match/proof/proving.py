@@ -238,7 +238,8 @@ class Reference:
             proof = prove(path, self.against, module=self.module, weights=self.weights, allow_code=allowed)
         if not proof.equal:
             run = next(run for run in proof.runs if not run.equal)
-            raise CkptError("prove-failed", f"{_reason(run)}, on the inputs {run.name!r}", proof.b)
+            message = f"{_reason(run)}, on the inputs {run.name!r}"
+            raise CkptError("prove-failed", message, proof.b, "; ".join(proof.notes) or None)
         return proof
 
 

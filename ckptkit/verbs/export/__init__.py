@@ -103,6 +103,7 @@ def export(
         prefix=f".{target.name[:100]}.", suffix=".tmp", dir=target.parent
     ) as folder:
         graph = read(str(to_onnx(made, inputs, free, opset, Path(folder), label)))
+        _refuse_passed_on(graph, label)
         found = find(weights, graph)
         named = _named(weights, graph, found)
         recorded = {m.target: m.sources for m in found.pairs if m.target not in set(named)}
@@ -116,6 +117,16 @@ def export(
     return Exported(
         os.fspath(src), os.fspath(dst), label, graph, named, recorded, merged, unused, nbytes, proof
     )
+
+
+def _refuse_passed_on(graph: TensorGraph, label: str) -> None:
+    """torch gives an output that is an input the name of the input, which makes a model that nothing loads."""
+    passed = {value.name for value in graph.inputs} & {value.name for value in graph.outputs}
+    if passed:
+        message = (
+            f"it gives the input {min(passed)!r} back as it is, and torch makes an invalid model of that"
+        )
+        raise CkptError("export-failed", message, label, "return a copy of it, or leave it out")
 
 
 def _named(weights: TensorGraph, graph: TensorGraph, found: Correspondence) -> tuple[str, ...]:

@@ -44,10 +44,10 @@ def to_onnx(
     any_free = any(free.values())
     path = folder / "model.onnx"
     try:
+        with torch.no_grad():
+            given = made(**examples) if by_name else made(*examples.values())
         with warnings.catch_warnings(), _silent():
             warnings.simplefilter("ignore")
-            with torch.no_grad():
-                given = made(**examples) if by_name else made(*examples.values())
             torch.onnx.export(
                 made,
                 () if by_name else tuple(examples.values()),
@@ -69,7 +69,8 @@ def to_onnx(
             "pip install onnx onnxscript",
         ) from None
     except Exception as error:  # whatever the exporter and the user's code raise
-        message = f"torch cannot export it: {type(error).__name__}: {one_line(error)}"
+        cause = error.__cause__ or error  # torch's own advice stands around it
+        message = f"torch cannot export it: {type(cause).__name__}: {one_line(cause)}"
         raise CkptError("export-failed", message, module) from error
     return path
 
@@ -81,7 +82,7 @@ def _names(given: Any, inputs: Iterable[str]) -> list[str] | None:
 
     if not isinstance(given, Mapping):
         return None
-    leaves, _ = _pytree.tree_flatten_with_path(dict(given))
+    leaves = [pair for pair in _pytree.tree_flatten_with_path(dict(given))[0] if pair[1] is not None]
     names = [
         ".".join(str(getattr(key, "key", getattr(key, "idx", ""))) for key in path) for path, _ in leaves
     ]
@@ -109,9 +110,9 @@ def _example(one: Input, free: Mapping[int, str]) -> Any:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """The exporter prints its progress to stdout, whatever it is told."""
+    """The exporter prints its progress to stdout, and graphs to stderr, whatever it is told."""
     import contextlib
     import io
 
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
