@@ -297,22 +297,19 @@ class Proof:
                     product.rule or self.parsed.name,
                     f"{sources} both become {product.name!r}",
                 )
+        first = tuple(made.values())  # rules beside others do not see each other: their order is irrelevant
         for number, rule in enumerate(self.rules):
             if rule.targets and rule.other is not None and number not in self.off:
                 try:
-                    self.beside(rule, made)
+                    self.beside(rule, first, made)
                 except CkptError as error:
                     self.findings.append(_problem(error, rule.where))
 
-    def beside(self, rule: Rule, made: dict[str, Product]) -> None:
+    def beside(self, rule: Rule, first: Sequence[Product], made: dict[str, Product]) -> None:
         """For each target that a tie or fill speaks of: it again under another name, or a new one like it."""
         assert rule.other is not None
         matcher = Matcher(rule.other, self.env, self.known)
-        found = [
-            (product, bound)
-            for product in list(made.values())
-            if (bound := matcher.match(product.name)) is not None
-        ]
+        found = [(product, bound) for product in first if (bound := matcher.match(product.name)) is not None]
         if not found and not rule.optional:
             self.error("rule-unmatched", rule.where, f"no target {rule.other.text!r} for {rule}")
         for product, bound in found:

@@ -42,6 +42,7 @@ class Values:
         self.known: dict[str, Value] = {name: _number(text) for name, text in given.items()}
         self.depth = 0
         self._config: dict[str, Any] | None = None
+        self._counts: dict[str, int] = {}
         self._places: dict[str, dict[tuple[int, ...], int]] = {}
 
     def value(self, name: str) -> Value:
@@ -78,7 +79,9 @@ class Values:
             assert dim is not None
             return size(self._named(text), text, dim)
         if function == "count":
-            return self._count(text)
+            if text not in self._counts:
+                self._counts[text] = self._count(text)
+            return self._counts[text]
         if function == "place":
             if text not in self._places:
                 self._places[text] = self._numbered(text)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ckptkit.rules.outcome import RulesError
 from ckptkit.rules.ruleset import Rules
-from tests.rules.support import names, stored
+from tests.rules.support import code_of, names, stored
 
 SHAPE = (12, 4)
 # Operations that are exact, on a matrix of 12×4, with the shape they leave.
@@ -156,6 +156,24 @@ def test_questions_are_asked_of_the_new_names() -> None:
     source = names("layers.0.w", "layers.1.w", "head")
     there = rules.apply(source).graph
     assert list(back.apply(there).graph) == list(source)
+
+
+def test_a_count_is_asked_only_where_all_that_was_counted_has_gone() -> None:
+    """The numbers of features.{i} do not all become numbers of layer.{i}: what counts these would be wrong."""
+    rules = Rules.of(
+        [
+            {"from": "features.0.w", "to": "stem.w"},
+            {"from": "features.{i}.w", "to": "layer.{i-1}.w", "when": "i > 0 and i < last"},
+            {"from": "features.{last}.w", "to": "head.w"},
+        ],
+        let={"last": "count(features.{i})-1"},
+    )
+    graph = names("features.0.w", "features.1.w", "features.2.w", "features.3.w")
+    there = rules.apply(graph).graph
+    assert list(there) == ["stem.w", "layer.0.w", "layer.1.w", "head.w"]
+    back = rules.reversed()
+    assert code_of(back.apply, there) == "rule-value"
+    assert list(back.apply(there, last=3).graph) == list(graph)
 
 
 def test_what_was_dropped_is_absent_and_copies_are_made_again() -> None:

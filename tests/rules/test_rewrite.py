@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -335,3 +336,76 @@ def test_grouped_heads_are_cut_out_of_one_matrix_and_put_back(tmp_path: Path) ->
     assert np.array_equal(made["l.0.k"].numpy(), grouped[:, 3].reshape(8, 3))
     back = rules.reversed().apply(made, G=2, Q=3, D=4).graph["h.0.qkv"]
     assert np.array_equal(back.numpy(), fused)
+
+
+def test_fills_like_what_was_made(tmp_path: Path) -> None:
+    arrays = {"l.0.w": np.ones((4, 3), "f2"), "l.1.w": np.ones((4, 3), "f2"), "head": np.ones((2, 3), "f4")}
+    rules = [
+        {"from": "l.{i}.w", "to": "m.{i+1}.w"},
+        {"keep": "head"},
+        {"fill": "m.{i}.b", "like": "m.{i}.w", "shape": ["dim(0)", "i"], "value": "2"},
+        {"fill": "{rest:**}.scale", "like": "{rest:**}.w", "dtype": "float32"},
+        {"tie": "tail", "to": "head"},
+    ]
+    for order in (rules, rules[::-1]):
+        found = Rules.of(order).apply(stored(tmp_path, arrays))
+        made = {name: (str(t.dtype), t.shape, float(t.numpy().flat[0])) for name, t in found.graph.items()}
+        assert {name: fact for name, fact in made.items() if name.endswith((".b", ".scale"))} == {
+            "m.1.b": ("float16", (4, 1), 2.0), "m.1.scale": ("float32", (4, 3), 0.0),
+            "m.2.b": ("float16", (4, 2), 2.0), "m.2.scale": ("float32", (4, 3), 0.0),
+        }  # fmt: skip
+        assert found.trace["m.1.b"].operations == ("fill(2)",)
+        back = Rules.of(order).reversed().apply(found.graph).graph
+        assert set(back) == set(arrays)
+    graph = names("a")
+    chain = [{"keep": "a"}, {"fill": "b", "like": "a"}, {"fill": "c", "like": "b"}]
+    for order in (chain, chain[::-1]):
+        assert codes(Rules.of(order), graph) == ["rule-unmatched"]
+    assert codes(Rules.of([{"keep": "a"}, {"fill": "a", "like": "a"}]), graph) == ["name-collision"]
+
+
+def test_places_are_counted_over_the_numbers_of_names() -> None:
+    rules = Rules.of(
+        [
+            {"from": "blocks.{s}.{b}.{x:*}", "to": "flat.{place(blocks.{s}.{b})}.{x}"},
+            {"from": "blocks.{s}.down", "to": "stages.{s-1}.{2*count(blocks.{s-1}.{b})}"},
+        ]
+    )
+    found = [
+        "blocks.10.0.w",
+        "blocks.2.1.w",
+        "blocks.2.1.b",
+        "blocks.2.0.w",
+        "blocks.9.0.w",
+        "blocks.10.down",
+    ]
+    assert list(rules.apply(names(*found)).graph) == [
+        "flat.3.w", "flat.1.w", "flat.1.b", "flat.0.w", "flat.2.w", "stages.9.2",
+    ]  # fmt: skip
+    assert code_of(rules.reversed) == "rule-lossy"
+    lost = Rules.of([{"from": "a.{i}", "to": "b.{place(q.{i})}"}])
+    assert codes(lost, names("a.0")) == ["rule-value"]
+    words = Rules.of([{"from": "a.{x:*}", "to": "b.{place(a.{x})}"}])
+    assert codes(words, names("a.q")) == ["rule-value"]
+    back = Rules.of([{"from": "b.{place(a.{i})}", "to": "a.{i}"}])
+    assert codes(back, names("b.0")) == ["rule-invalid"]
+    assert code_of(Rules.of, [{"from": "a.{i}", "to": "b.{place(a)}"}]) == "rule-invalid"
+
+
+def test_parts_keep_what_they_leave(tmp_path: Path) -> None:
+    array = np.arange(24, dtype="f4").reshape(6, 4)
+    graph = stored(tmp_path, {"a": array})
+
+    def part(**args: Any) -> Rules:
+        return Rules.of([{"from": "a", "to": "a", "ops": [{"part": args}]}])
+
+    found = part(dim=-1, start="dim(1)//2", ops=["neg"]).apply(graph).graph["a"].numpy()
+    assert np.array_equal(found[:, :2], array[:, :2])
+    assert np.array_equal(found[:, 2:], -array[:, 2:])
+    assert np.array_equal(part(dim=0, start=2, stop=2, ops=["neg"]).apply(graph).graph["a"].numpy(), array)
+    last = part(dim=0, start=-2, ops=["neg"]).apply(graph).graph["a"].numpy()
+    assert np.array_equal(last, np.concatenate([array[:4], -array[4:]]))
+    for wrong in ({"start": 4, "stop": 2}, {"stop": 7}, {"start": -7}):
+        assert codes(part(dim=0, ops=["neg"], **wrong), graph) == ["op-shape"]
+    assert codes(part(dim=0, stop=3, ops=["transpose"]), graph) == ["op-shape"]
+    assert codes(part(dim=0, stop=3, ops=[{"cast": "float16"}]), graph) == ["op-shape"]
