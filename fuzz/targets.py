@@ -19,7 +19,10 @@ from ckptkit.core.options import ReadOptions
 from ckptkit.format import onnx, pytorch, safetensors, shards
 from ckptkit.format.pytorch.machine import load
 from ckptkit.format.safetensors.header import parse
+from ckptkit.rules.ruleset import Rules
+from ckptkit.targets.contract import Contract
 from ckptkit.verbs.convert import convert
+from ckptkit.verbs.digest.listing import parse as parse_listing
 from ckptkit.verbs.scan import scan
 from ckptkit.verbs.scan.walker import walk
 
@@ -141,6 +144,37 @@ def converter(data: bytes) -> None:
             assert all(written[name].tobytes() == source[name].tobytes() for name in source)
 
 
+def contract(data: bytes) -> None:
+    """A contract that is understood writes back as one that says the same."""
+    try:
+        found = Contract.parse(data.decode("utf-8", "replace"))
+        again = found.text()
+        found.target()
+    except CkptError as error:
+        _refuse(error)
+    else:
+        assert Contract.parse(again).text() == again
+
+
+def rules(data: bytes) -> None:
+    """A rule file is understood or refused; turned around twice it is still one."""
+    try:
+        Rules.parse(data.decode("utf-8", "replace"))
+    except CkptError as error:
+        _refuse(error)
+
+
+def listing(data: bytes) -> None:
+    """Saved digests: what is read writes back as lines that read the same."""
+    try:
+        found = parse_listing(data, "x")
+    except CkptError as error:
+        _refuse(error)
+        return
+    for item in found.listed:
+        assert isinstance(item.path, str)
+
+
 def _index(path: str, options: ReadOptions) -> TensorGraph:
     File.at(path)
     return shards.read(path, options)
@@ -155,6 +189,9 @@ TARGETS: dict[str, Target] = {
     "index": _reads(_index),
     "scan": scanner,
     "convert": converter,
+    "contract": contract,
+    "rules": rules,
+    "listing": listing,
 }
 # Fixtures that seed a target, by pattern.
 SEEDS: dict[str, tuple[str, ...]] = {
@@ -166,6 +203,27 @@ SEEDS: dict[str, tuple[str, ...]] = {
     "index": ("*/folders/*/*.json",),
     "scan": ("*/scan/*", "*/pytorch/*", "*/onnx/*", "*/safetensors/*"),
     "convert": ("good/pickles/*", "good/pytorch/*", "good/safetensors/*", "good/onnx/*.onnx"),
+    "contract": (),
+    "rules": (),
+    "listing": (),
+}
+_CONTRACT = """\
+ckptkit-contract: 1
+ranges: {i: 0..3}
+dimensions: {d: 8}
+metadata: {format: pt}
+tensors:
+  l.{i}.{a,b}.weight: float32 [d, 2]
+  head: any [?]
+  t: float16 [1]
+"""
+_TEXTS = {
+    "contract": (_CONTRACT,),
+    "listing": (
+        f"{'0' * 64}  x.pt\n{'1' * 64} *a b\tw\n\\{'2' * 64}  c\\n\tw\\x1b\n",
+        '{"schema": "ckptkit.digest/1", "path": "x", "digest": "00", "tensors": {"w": "11"}}',
+        '[{"schema": "ckptkit.receipt/1", "target": "x", "digest": "0", "tensors": [{"name": "w", "digest": "1"}]}]',
+    ),
 }
 _LARGEST = 16 << 10
 
@@ -175,6 +233,11 @@ def seeds(target: str) -> list[bytes]:
     fixtures = Path(__file__).resolve().parents[1] / "fixtures"
     paths = sorted({p for pattern in SEEDS[target] for p in fixtures.glob(pattern) if p.is_file()})
     found = [path.read_bytes() for path in paths if path.stat().st_size <= _LARGEST]
+    found += [text.encode() for text in _TEXTS.get(target, ())]
+    if target == "rules":
+        found = [
+            path.read_bytes() for path in sorted((fixtures.parent / "ckptkit/rules/presets").glob("*.yaml"))
+        ]
     if target == "header":
         found = [data[8 : 8 + int.from_bytes(data[:8], "little")] for data in found]
     if target == "pickle":  # and what lies in archives

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import click
@@ -12,7 +13,7 @@ from ckptkit.cli.several import each
 from ckptkit.cli.text import clean, emit, say
 from ckptkit.core.words import plural
 from ckptkit.verbs.digest import Checked, Digest, check, digest
-from ckptkit.verbs.digest.listing import SCHEMA, Listed, line, load
+from ckptkit.verbs.digest.listing import LONGEST, SCHEMA, Listed, line, load, parse
 
 
 @click.command(
@@ -20,6 +21,7 @@ from ckptkit.verbs.digest.listing import SCHEMA, Listed, line, load
         "ckptkit digest model.pt model.safetensors",
         "ckptkit digest llama/ --tensors > llama.digests",
         "ckptkit digest --check llama.digests",
+        "ssh host ckptkit digest model.pt | ckptkit digest --check -",
         "ckptkit digest --ignore-names model.pt model.onnx",
     )
 )
@@ -28,7 +30,7 @@ from ckptkit.verbs.digest.listing import SCHEMA, Listed, line, load
 @click.option("--ignore-names", is_flag=True, help="Digest the tensors without their names.")
 @click.option(
     "--check", "listing", metavar="FILE", type=click.Path(),
-    help="Verify saved digests: this command's output, its --json, or a receipt of convert.",
+    help="Verify saved digests: this command's output, its --json, or a receipt of convert; - for stdin.",
 )  # fmt: skip
 @click.option(
     "--textconv", is_flag=True, help="One line per tensor for git diff; exit code 0 whatever happens."
@@ -53,7 +55,8 @@ def command(
     Each line is a BLAKE3 digest, two blanks and PATH. Two checkpoints with the same tensors under the same names
     have the same digest, bit for bit; metadata does not count.
 
-    --check compares with what FILE says; a PATH given with it is read in the place of the one that FILE names.
+    --check compares with what FILE says; a PATH given with it is read in the place of the one that FILE names. A line
+    that is no digest is told, and the others are checked.
     """
     if textconv:
         from ckptkit.cli import textconv as lines
@@ -92,7 +95,10 @@ def _whole(found: Digest, chosen: Mapping[str, Any]) -> str:
 
 def _check(listing: str, paths: tuple[str, ...], style: str | None, chosen: Mapping[str, Any]) -> int:
     """Compare with saved digests: 0 all as saved, 1 some are not, 2 something could not be read."""
-    saved = load(listing)
+    if listing == "-":
+        saved, malformed = parse(sys.stdin.buffer.read(LONGEST + 1), "stdin")
+    else:
+        saved, malformed = load(listing)
     if paths:
         listed = list(dict.fromkeys(item.path for item in saved))
         if len(paths) != len(listed):
@@ -110,7 +116,8 @@ def _check(listing: str, paths: tuple[str, ...], style: str | None, chosen: Mapp
         return _whole(found, chosen), found.tensors
 
     results: list[Checked] = []
-    for result in check(saved, compute):
+    bad_lines = (Checked(error.where or "", None, "unread", error) for error in malformed)
+    for result in chain(check(saved, compute), bad_lines):
         results.append(result)
         if style != "json":
             _tell(result, chosen["quiet"])

@@ -78,4 +78,4 @@ class Receipt:
 
     def text(self) -> str:
         """The receipt as a JSON document."""
-        return json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(self.to_json(), indent=1) + "\n"

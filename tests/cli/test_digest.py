@@ -220,3 +220,32 @@ def test_upper_case_digits_and_paths_that_failed_are_taken(folder: Path, run: Ru
     Path("some.json").write_text(failed.stdout)
     done = run("digest", "--check", "some.json")
     assert (done.code, done.stdout) == (0, "good.safetensors: OK\n")
+
+
+def test_a_line_that_is_no_digest_does_not_hide_the_others(folder: Path, run: Run) -> None:
+    right, wrong = f"{ck.digest('x.pt').digest}  x.pt", f"{'0' * 64}  x.onnx"
+    (folder / "list").write_text(f"{right}\nwhat is this\n{wrong}\n{'f' * 63}  x.pt\n")
+    done = run("digest", "--check", "list")
+    assert done.code == 2
+    assert done.stdout.splitlines()[:2] == ["x.pt: OK", "x.onnx: FAILED"]
+    assert "list, line 2" in done.stderr
+    assert "list, line 4" in done.stderr
+    document = run("digest", "--check", "list", "--json").json
+    assert [row["status"] for row in document["results"]] == ["ok", "failed", "unread", "unread"]
+
+
+def test_saved_digests_from_stdin(folder: Path) -> None:
+    for text, code in ((f"{ck.digest('x.pt').digest}  x.pt\n", 0), (f"{'0' * 64}  x.pt\n", 1), ("\n", 2)):
+        command = [sys.executable, "-m", "ckptkit", "digest", "--check", "-"]
+        done = subprocess.run(
+            command, input=text, env=environment(), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code
+        assert "Traceback" not in done.stderr
+    ck.convert("x.pt", "y.safetensors", receipt="y.json")
+    receipt = Path("y.json").read_text("utf-8")
+    command = [sys.executable, "-m", "ckptkit", "digest", "--check", "-"]
+    done = subprocess.run(
+        command, input=receipt, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0

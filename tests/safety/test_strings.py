@@ -78,6 +78,20 @@ LINES = [
     "convert @ y.safetensors -n", "convert @ y.safetensors --json", "convert @ w.pt --section \x1b[31m",
     "convert @ folder --to safetensors --max-shard-size 10",
     "convert @ z.safetensors --receipt r.json --sidecar s.json", "show @ w", "show @ \x1b[31mred",
+    "inspect @ --objects --json", "diff @ other.safetensors --lines", "diff @ other.safetensors --stat",
+    "diff @ other.safetensors --rules strip:\x1b", "digest --check @", "digest --check digests --json",
+    "check @", "check @ --values --json", "check @ --format github", "check @ --format junit",
+    "check @ --format markdown",
+    "check @ --target other.safetensors", "check @ --target other.safetensors --format github",
+    "check @ --target other.safetensors --format junit", "check other.safetensors --target @ --format markdown",
+    "check other.safetensors --target contract.ckpt.yaml --format github", "check other.safetensors --target @ --json",
+    "contract @", "contract @ --files --digest -o c.yaml", "rules check strip:w --on @ --explain \x1b[31mred",
+    "rules check nasty.yaml --on @", "rules reverse nasty.yaml", "convert @ y.pt --rules nasty.yaml",
+    "convert other.safetensors y.pt --rules strip:\x1b[31m", "convert @ y.onnx --into x.onnx --name-map r.json",
+    "convert other.safetensors y.onnx --into @", "prove @ --against x.onnx", "prove x.onnx --against @",
+    "export @ y.onnx --module collections:OrderedDict --input \x1b[31mx:float32[1]", "scan @ --allow \x1b[31m",
+    "inspect \x1b[31m.pt", "inspect \u202e.safetensors", "rules list --json", "rules show \x1b[31m", "\x1b[31m",
+    "inspect --\x1b[31m", "check @ --allow-missing \x1b[31m --json",
 ]  # fmt: skip
 HARMLESS = {"\n"}
 
@@ -96,6 +110,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         make(inner / name)
     raw = json.dumps({"fc": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
     (inner / "other.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(4))
+    printed = [name for name in NASTY if name.isprintable()]
+    rows = "".join(f"{'0' * 64}  {name}\n" for name in ["\x1b[31m.pt", "\u202egnp.exe", *printed] if name)
+    (inner / "digests").write_text(rows)
+    quoted = [json.dumps(name, ensure_ascii=True) for name in NASTY if name]
+    (inner / "nasty.yaml").write_text(
+        'ckptkit-rules: 1\nabout: "\\e[31m\\u202e"\nrules:\n'
+        + "".join(f"- {{from: {q}, to: {q}}}\n" for q in quoted)
+    )
+    (inner / "contract.ckpt.yaml").write_text(
+        "ckptkit-contract: 1\ntensors:\n" + "".join(f"  {q}: float32 [1]\n" for q in quoted)
+    )
     monkeypatch.chdir(inner)
     return inner
 
@@ -113,8 +138,13 @@ def test_nothing_harmful_is_printed_or_written(folder: Path, run: Run, name: str
     )
     assert harmful(said) == []
     assert harmful(result.stderr) == []
-    new = {p.relative_to(folder).as_posix() for p in {*folder.parents[1].rglob("*")} - before}
-    allowed = r"[yw]\.pt|[yz]\.safetensors|[rs]\.json|folder(/model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?)?"
+    written = {*folder.parents[1].rglob("*")} - before
+    for path in written:
+        if path.suffix in (".json", ".yaml"):
+            assert harmful(path.read_text("utf-8")) == []
+    new = {p.relative_to(folder).as_posix() for p in written}
+    allowed = r"[yw]\.pt|[yz]\.safetensors|[rs]\.json|c\.yaml|y\.onnx(\.data)?|"
+    allowed += r"folder(/model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?)?"
     assert [path for path in new if not re.fullmatch(allowed, path)] == []
     assert not os.path.lexists("/absolute/escaped")
 

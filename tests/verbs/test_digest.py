@@ -104,13 +104,13 @@ def test_a_listing_reads_back_whatever_the_names(
 ) -> None:
     path = tmp_path_factory.mktemp("listings") / "saved"
     path.write_text("".join(line(p, n, digest.hex()) + "\n" for p, n in rows), "utf-8", newline="")
-    assert load(str(path)) == [Listed(p, n, digest.hex()) for p, n in rows]
+    assert load(str(path)).listed == [Listed(p, n, digest.hex()) for p, n in rows]
 
 
 def test_a_receipt_and_json_are_listings_too(source: Path, tmp_path: Path, arrays: Arrays) -> None:
     target = tmp_path / "out.pt"
     ck.convert(source, target, receipt=tmp_path / "receipt.json")
-    saved = load(str(tmp_path / "receipt.json"))
+    saved = load(str(tmp_path / "receipt.json")).listed
     assert {item.path for item in saved} == {str(target)}
     assert {item.name for item in saved} == {None, *arrays}
     found = ck.digest(target)
@@ -124,7 +124,7 @@ def test_a_receipt_and_json_are_listings_too(source: Path, tmp_path: Path, array
         "tensors": found.tensors,
     }
     (tmp_path / "d.json").write_text(json.dumps([document, document]))
-    assert len(load(str(tmp_path / "d.json"))) == 2 * len(saved)
+    assert len(load(str(tmp_path / "d.json")).listed) == 2 * len(saved)
 
 
 def test_every_outcome_of_a_check() -> None:

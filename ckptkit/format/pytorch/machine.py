@@ -40,6 +40,7 @@ from ckptkit.format.pytorch.arguments import (
     too_many,
     truncated,
 )
+from ckptkit.format.pytorch.filling import ON_MARK, add_items, set_items
 from ckptkit.format.pytorch.nodes import Dict, Global, Object, Set
 
 _OBJECTS = 250_000  # containers and instances that any stream may make, however short
@@ -167,7 +168,7 @@ class _Machine:
                         if type(stack[-1]) is list:
                             stack[-1].append(second)
                         else:
-                            _add_items(stack[-1], [second], list)
+                            add_items(stack[-1], [second], list)
                         continue
                 elif op < 0x75:
                     if op == 0x72 or op == 0x71:  # LONG_BINPUT, BINPUT
@@ -259,7 +260,7 @@ class _Machine:
                     else:
                         second = pop()
                         items = [pop(), second]
-                    _set_items(stack[-1], items)
+                    set_items(stack[-1], items)
                 elif op == 0x88:  # NEWTRUE
                     push(True)
                 elif op == 0x8A:  # LONG1
@@ -276,7 +277,7 @@ class _Machine:
                     stack = outer.pop()
                     push = stack.append
                     pop = stack.pop
-                    _add_items(stack[-1], items, Set if op == 0x90 else list)
+                    add_items(stack[-1], items, Set if op == 0x90 else list)
                 elif op == 0x47:  # BINFLOAT
                     push(_f64(data, i)[0])
                     i += 8
@@ -306,7 +307,7 @@ class _Machine:
                         stack = outer.pop()
                         push = stack.append
                         pop = stack.pop
-                elif op in _ON_MARK:
+                elif op in ON_MARK:
                     items = stack
                     stack = outer.pop()
                     push = stack.append
@@ -321,7 +322,7 @@ class _Machine:
                         cls.called = True
                         push(Object(cls, tuple(items)))
                     elif op != 0x31:  # POP_MARK
-                        push(_ON_MARK[op](items))
+                        push(ON_MARK[op](items))
                 elif op == 0x92:  # NEWOBJ_EX
                     extra = pop()
                     args = pop()
@@ -401,56 +402,6 @@ class _Machine:
             found = self.globals[module, name] = Global(module, name)
         return found
 
-
-def _set_items(target: object, items: list[Any]) -> None:
-    if len(items) % 2:
-        raise invalid("a key has no value")
-    if type(target) is Dict:
-        target += items
-    elif type(target) is Object:
-        if target.pairs is None:
-            target.pairs = items
-        else:
-            target.pairs += items
-    else:
-        raise invalid("keys are set in something that is no dict")
-
-
-def _add_items(target: object, items: list[Any], plain: type[list[Any]]) -> None:
-    if type(target) is plain:
-        target += items
-    elif type(target) is Object:
-        if target.items is None:
-            target.items = items
-        else:
-            target.items += items
-    else:
-        raise invalid("items are added to something that does not take them")
-
-
-def _dict(items: list[Any]) -> Dict:
-    if len(items) % 2:
-        raise invalid("a key has no value")
-    return Dict(items)
-
-
-def _obj(items: list[Any]) -> Object:
-    if not items:
-        raise invalid("an instance has no class")
-    cls = items[0]
-    if type(cls) is Global:
-        cls.called = True
-    return Object(cls, tuple(items[1:]))
-
-
-_ON_MARK: dict[int, Callable[[list[Any]], object]] = {
-    0x6C: list,
-    0x64: _dict,
-    0x6F: _obj,
-    0x91: Set,  # FROZENSET
-    0x31: list,  # POP_MARK
-    0x69: list,  # INST
-}
 
 _REFUSED = {
     0x82: "the extension registry (EXT1)",

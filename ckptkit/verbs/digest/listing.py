@@ -62,34 +62,55 @@ def _escaped(text: str) -> str:
     )
 
 
-def load(path: str) -> list[Listed]:
-    """The digests saved in a file. Raises CkptError `listing-invalid`, or what reading raises."""
+class Saved(NamedTuple):
+    """What a listing holds, and an error for each line that is no digest."""
+
+    listed: list[Listed]
+    bad: list[CkptError]
+
+
+LONGEST = DEFAULT_BUDGETS.header_bytes  # bytes of a listing
+
+
+def load(path: str) -> Saved:
+    """The digests saved in a file. Raises CkptError as `parse`, or what reading raises."""
     file = File.at(path)
-    if file.size > DEFAULT_BUDGETS.header_bytes:
-        raise CkptError("over-budget", f"a listing of {file.size} bytes", path)
     with file.open() as reader:
-        data = reader.read(0, file.size)
+        return parse(reader.read(0, min(file.size, LONGEST + 1)), path)
+
+
+def parse(data: bytes, path: str) -> Saved:
+    """The digests in the bytes of a listing. Raises CkptError `listing-invalid` if there are none, `over-budget`."""
+    if len(data) > LONGEST:
+        raise CkptError("over-budget", f"a listing of more than {LONGEST:,} bytes", path)
     try:
         text = data.decode()
     except UnicodeDecodeError:
         raise CkptError("listing-invalid", "this is no text", path) from None
-    found = list(_from_json(text, path) if text.lstrip()[:1] in ("{", "[") else _from_lines(text, path))
-    if not found:
-        raise CkptError("listing-invalid", "the file holds no digests", path)
+    if text.lstrip()[:1] in ("{", "["):
+        found = Saved(list(_from_json(text, path)), [])
+    else:
+        found = _from_lines(text, path)
+    if not found.listed:
+        raise found.bad[0] if found.bad else CkptError("listing-invalid", "the file holds no digests", path)
     return found
 
 
-def _from_lines(text: str, path: str) -> Iterator[Listed]:
+def _from_lines(text: str, path: str) -> Saved:
+    found = Saved([], [])
     for number, row in enumerate(text.split("\n"), 1):
         if not row.strip():
             continue
         match = _LINE.fullmatch(row.removesuffix("\r"))
         if match is None:
             hint = "as `ckptkit digest` writes it: 64 hexadecimal digits, two blanks, a path"
-            raise CkptError("listing-invalid", "this line is no digest", f"{path}, line {number}", hint)
+            where = f"{path}, line {number}"
+            found.bad.append(CkptError("listing-invalid", "this line is no digest", where, hint))
+            continue
         escaped, digest, where, name = match.groups()
         texts = [_unescaped(part) if escaped and part is not None else part for part in (where, name)]
-        yield Listed(texts[0] or "", texts[1], digest.lower())
+        found.listed.append(Listed(texts[0] or "", texts[1], digest.lower()))
+    return found
 
 
 def _unescaped(text: str) -> str:
