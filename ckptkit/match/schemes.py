@@ -153,6 +153,10 @@ SCHEMES: tuple[Scheme, ...] = (
     Scheme("YOLO", "ultralytics", ("model.", "model.model.", ""), "0.conv.weight 1.conv.weight 0.bn.weight 2.cv1.conv.weight"),
     Scheme("ViT", TV, ("",), "encoder.layers.encoder_layer_{}.self_attention.in_proj_weight conv_proj.weight",
            "width=conv_proj.weight:0 patch=conv_proj.weight:2 classes=heads.head.weight:0"),
+    Scheme("DETR", ORIGINAL, ("",), "backbone.0.body.conv1.weight transformer.encoder.layers.{}.self_attn.in_proj_weight "
+           "transformer.decoder.layers.0.multihead_attn.in_proj_weight query_embed.weight", "classes=class_embed.weight:0"),
+    Scheme("DETR", HF, ("model.", ""), "encoder.layers.{}.self_attn.q_proj.weight decoder.layers.0.self_attn.q_proj.weight "
+           "backbone.conv_encoder.model.conv1.weight query_position_embeddings.weight", "classes=/class_labels_classifier.weight:0"),
     Scheme("R-CNN", TV, ("",), "backbone.body.conv1.weight rpn.head.cls_logits.weight roi_heads.box_head.fc6.weight",
            "classes=roi_heads.box_predictor.cls_score.weight:0"),
     Scheme("SSD", TV, ("",), "backbone.scale_weight backbone.features.0.weight head.classification_head.module_list.0.weight"),

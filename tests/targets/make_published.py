@@ -204,6 +204,16 @@ def allennlp() -> Made:
         yield f"{name}@allennlp", f"Elmo, cells of {cell}", module.state_dict()
 
 
+def detr() -> Made:
+    """transformers' own, on a backbone of timm."""
+    transformers = import_module("transformers")
+    for depth in (50, 101):
+        sizes = {"num_labels": 91, "backbone": f"resnet{depth}", "use_pretrained_backbone": False}
+        module = transformers.DetrForObjectDetection(transformers.DetrConfig(use_timm_backbone=True, **sizes))
+        saved = import_module("transformers.core_model_loading").revert_weight_conversion(module, module.state_dict())
+        yield f"detr-resnet-{depth}@hf", f"DetrForObjectDetection, {sizes['backbone']}", saved
+
+
 SOURCES: dict[str, Callable[[], Made]] = {
     "torchvision": torchvision,
     "timm": timm,
@@ -211,6 +221,7 @@ SOURCES: dict[str, Callable[[], Made]] = {
     "open_clip": open_clip,
     "whisper": whisper,
     "allennlp": allennlp,
+    "detr": detr,
 }
 
 

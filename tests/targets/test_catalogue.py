@@ -155,6 +155,32 @@ def test_the_answers_of_check() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "there", "wanted", "preset"),
+    [
+        ("resnet18", "torchvision", "hf", "resnet-torchvision-hf"),
+        ("resnet50", "hf", "torchvision", "resnet-torchvision-hf --reverse"),
+        ("vit-base-patch16-224", "timm", "hf", "vit-timm-hf"),
+        ("vit-base-patch16-224", "timm", "torchvision", "vit-timm-torchvision"),
+        ("vit-base-patch16-224", "torchvision", "timm", "vit-timm-torchvision --reverse"),
+        ("whisper-tiny", "openai", "hf", "whisper-openai-hf"),
+        ("detr-resnet-50", "original", "hf", "detr-hf"),
+        ("tinyllama-1.1b", "meta", "hf", "llama-meta-hf"),
+    ],
+)
+def test_a_preset_leads_from_one_scheme_to_the_other(name: str, there: str, wanted: str, preset: str) -> None:
+    aim = catalogue.target(f"{name}@{there}")
+    rows = {n: ("float32", s.shape) for n, s in aim.tensors.items() if not s.optional}
+    made = graph(rows)  # type: ignore[arg-type]
+    report = ck.check(made, f"{name}@{wanted}")
+    assert report.summary == "right model under another naming"
+    assert any(fix.endswith(f"--rules {preset}") for fix in report.fixes)
+    let = {"H": 32, "KV": 4} if there == "meta" else {}
+    rules = ck.Rules.preset(preset.partition(" ")[0])
+    rewritten = (rules.reversed() if preset.endswith("--reverse") else rules).apply(made, **let).graph
+    assert ck.check(rewritten, f"{name}@{wanted}").fits
+
+
+@pytest.mark.parametrize(
     ("name", "message", "hint"),
     [
         ("resnet55", "there is no such target", "resnet50"),

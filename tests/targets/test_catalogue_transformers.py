@@ -19,6 +19,10 @@ QWEN = {
     "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
     "num_attention_heads": 14, "num_key_value_heads": 2,
 }  # fmt: skip
+QWEN3 = {
+    "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+}  # fmt: skip
 MEDIUM = {"n_embd": 1024, "n_layer": 24, "n_head": 16}
 TURBO = {
     "d_model": 1280, "encoder_layers": 32, "decoder_layers": 4, "encoder_attention_heads": 20, "num_mel_bins": 128,
@@ -56,6 +60,7 @@ MODELS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("mistral-7b", "MistralForCausalLM", {}),
     ("mixtral-8x7b", "MixtralForCausalLM", {}),
     ("qwen2-0.5b", "Qwen2ForCausalLM", QWEN),
+    ("qwen3-0.6b", "Qwen3ForCausalLM", QWEN3),
     ("resnet50@hf", "ResNetForImageClassification", {"num_labels": 1000}),
     ("resnet18@hf", "ResNetForImageClassification", {"num_labels": 1000, **BASIC}),
     ("vit-base-patch16-224@hf", "ViTForImageClassification", {"num_labels": 1000}),

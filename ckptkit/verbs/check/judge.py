@@ -54,8 +54,11 @@ def judge(
     demanded = [item for item in others if item.severity == "error"]
     presets: list[str] = []
     names = bool(found.missing and found.unexpected)
-    if errors and renamed is None and (names or any(item.what == "shape" for item in found.mismatched)):
+    shapes = renamed is None and any(item.what == "shape" for item in found.mismatched)
+    if errors and (names or shapes):
         presets = naming.presets(graph, target, found.dimensions, names=names)
+        if presets:  # they give every name, the prefix only some
+            renamed, found = None, was
     case = Case(graph, target, was, found, renamed, tuple(presets), tuple(errors))
     summary = _summary(case, bool(demanded))
     cause = renamed.cause if renamed else ""
