@@ -8,10 +8,12 @@ The rows follow the module names of torchvision, timm, transformers, diffusers a
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ckptkit.core.tensor import Tensor
-from ckptkit.targets.catalogue.recognition import Recognised, recognise
+
+if TYPE_CHECKING:
+    from ckptkit.targets.catalogue.recognition import Recognised
 
 HF, TV, TIMM, ORIGINAL = "Hugging Face", "torchvision", "timm", "original"
 
@@ -38,7 +40,7 @@ class Naming:
     family: str = ""
     wrappers: tuple[str, ...] = ()
     sizes: tuple[tuple[str, int], ...] = ()
-    known: Recognised | None = None
+    known: "Recognised | None" = None
 
 
 class Scheme(NamedTuple):
@@ -219,6 +221,8 @@ def naming(tensors: Mapping[str, Tensor]) -> Naming:
     for _ in range(4):
         found = _fit(tensors)
         if found is not None:
+            from ckptkit.targets.catalogue.recognition import recognise
+
             scheme, root = found
             name = scheme.name + _variant(scheme, tensors)
             known = recognise(f"{scheme.name}/{scheme.family}", tensors)

@@ -210,7 +210,9 @@ def detr() -> Made:
     for depth in (50, 101):
         sizes = {"num_labels": 91, "backbone": f"resnet{depth}", "use_pretrained_backbone": False}
         module = transformers.DetrForObjectDetection(transformers.DetrConfig(use_timm_backbone=True, **sizes))
-        saved = import_module("transformers.core_model_loading").revert_weight_conversion(module, module.state_dict())
+        saved = import_module("transformers.core_model_loading").revert_weight_conversion(
+            module, module.state_dict()
+        )
         yield f"detr-resnet-{depth}@hf", f"DetrForObjectDetection, {sizes['backbone']}", saved
 
 

@@ -1,7 +1,7 @@
 """What the catalogue says, in a form that names a checkpoint without reading YAML: `index.json`, made by `build`.
 
-A body (the tensors without those of a head) is known by a hash of its names and shapes, in which the dimensions that
-may differ have no size. So a checkpoint is named only if every tensor of its body is as published.
+A body (the tensors without those of a head) is known by a checksum of its names and shapes, in which the dimensions
+that may differ have no size. So a checkpoint is named only if every tensor of its body is as published.
 """
 
 import os
@@ -33,8 +33,12 @@ def plain(name: str) -> str:
 
 
 def fingerprint(tensors: Iterable[tuple[str, tuple[int, ...]]], axes: Axes) -> str:
-    """The hash of names and shapes, in any order; axes that may differ count as one."""
-    from hashlib import blake2b
+    """A checksum of names and shapes, in any order; axes that may differ count as one.
+
+    CRC-32 of the text and of the text backwards: the import of `hashlib` would cost more than all else here. Whoever
+    wants to be taken for another model needs no collision, only its names and shapes.
+    """
+    from zlib import crc32
 
     lines = []
     for name, shape in tensors:
@@ -43,7 +47,8 @@ def fingerprint(tensors: Iterable[tuple[str, tuple[int, ...]]], axes: Axes) -> s
             "*" if differing and str(axis) in differing else str(size) for axis, size in enumerate(shape)
         ]
         lines.append(f"{name} {','.join(sizes)}\n")
-    return blake2b("".join(sorted(lines)).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    text = "".join(sorted(lines)).encode("utf-8", "surrogatepass")
+    return f"{crc32(text):08x}{crc32(text[::-1]):08x}"
 
 
 def files() -> list[str]:
