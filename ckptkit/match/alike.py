@@ -5,6 +5,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 _FEW = 60  # names among which similar ones are looked for one by one
 _LIKE = 0.8  # how alike they must be
+_SEGMENTS = 24  # of a name that is compared; real ones have a dozen
+_LONGEST = 300  # characters of one
+_SHARED = 24  # names that differ in the same segment, such as the projections of a layer
 Same = Callable[[str, str], bool]
 
 
@@ -34,16 +37,17 @@ def alike(
 
 def _substituted(lacking: list[str], extra: list[str], same: Same) -> dict[str, str]:
     """Names that differ in one segment, where that exchange explains most."""
-    wanted = defaultdict(list)
+    wanted: defaultdict[tuple[str, ...], list[tuple[str, str]]] = defaultdict(list)
     for name in lacking:
         for key, segment in _gaps(name):
-            wanted[key].append((segment, name))
+            if len(wanted[key]) < _SHARED:
+                wanted[key].append((segment, name))
     pairs = [
         ((segment, other), name, there)
         for there in extra
         for key, segment in _gaps(there)
         for other, name in wanted.get(key, ())
-        if not (segment.isdigit() and other.isdigit()) and same(name, there)
+        if same(name, there)
     ]
     votes = Counter(exchange for exchange, _, _ in pairs)
     found: dict[str, str] = {}
@@ -59,10 +63,13 @@ def _substituted(lacking: list[str], extra: list[str], same: Same) -> dict[str, 
 
 
 def _gaps(name: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    """The name without each of its segments but the last, and that segment."""
-    segments = name.split(".")
-    for at in range(len(segments) - 1):
-        yield (*segments[:at], "", *segments[at + 1 :]), segments[at]
+    """The name without each of its segments but numbers and the last, and that segment."""
+    segments = name.split(".", _SEGMENTS)
+    if len(segments) > _SEGMENTS:
+        return
+    for at, segment in enumerate(segments[:-1]):
+        if not segment.isdigit():
+            yield (*segments[:at], "", *segments[at + 1 :]), segment
 
 
 def _similar(
@@ -72,7 +79,7 @@ def _similar(
 
     for wanted in lacking:
         for there in extra:
-            if same(wanted, there):
+            if len(wanted) <= _LONGEST and len(there) <= _LONGEST and same(wanted, there):
                 like = SequenceMatcher(None, wanted.lower(), there.lower()).ratio()
                 last = wanted.rpartition(".")[2] == there.rpartition(".")[2]
                 if like >= _LIKE or (last and heads(wanted) and heads(there)):

@@ -29,6 +29,7 @@ _QUANTIZED = (
     "int8", "uint8", "int4", "uint4", "float8_e4m3fn", "float8_e5m2", "float4_e2m1fn", "qint8", "quint8",
 )  # fmt: skip
 _SCALES = re.compile(r"(?:scales?|scale_inv|weight_scale\w*|absmax|quant_map|SCB|qzeros|zero_points?|g_idx)$")
+_SEGMENTS = 24  # of a name in which numbers of layers are looked for; real ones have a dozen
 CASTS = ("float64", "float32", "float16", "bfloat16")  # what `convert --dtype` casts
 _OUTPUT = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output_projection|decoder)\.weight$")
 _INPUT = re.compile(
@@ -290,7 +291,7 @@ def _numbers(names: Iterable[str]) -> dict[str, set[int]]:
 
 
 def _numbered(name: str) -> Iterator[tuple[str, int]]:
-    segments = name.split(".")
+    segments = name.split(".", _SEGMENTS)
     for at, segment in enumerate(segments[:-1]):
         if segment.isascii() and segment.isdigit() and len(segment) < 9:
             yield ".".join(segments[:at]), int(segment)

@@ -1,5 +1,7 @@
 """Of every kind of damage: the cause that `check` states is the right one, and the command it suggests mends it."""
 
+import json
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.damage.kinds import KINDS, Kind
-from tests.support import Result
+from tests.support import ROOT, Result
 
 Run = Callable[..., Result]
 
@@ -65,3 +67,30 @@ def test_most_that_can_be_mended_are() -> None:
     mendable = [kind for kind in KINDS if kind.mends]
     assert len(KINDS) >= 80
     assert sum(kind.mends != "-" for kind in mendable) >= 0.8 * len(mendable)
+
+
+CODE = re.compile(r"`([a-z]+(?:-[a-z]+)+|truncated)`")
+
+
+def made() -> set[str]:
+    """Codes that a kind of damage or a committed example gives."""
+    rows = json.loads((ROOT / "fixtures" / "index.json").read_text("utf-8"))
+    fixtures = {
+        code for row in rows for code in (row["expect"].get("error"), *row["expect"].get("findings", ()))
+    }
+    return {kind.code for kind in KINDS} | {code for code in fixtures if code}
+
+
+def test_every_ill_that_the_documentation_names_is_made() -> None:
+    page = (ROOT / "docs" / "check.md").read_text("utf-8").split("\n## Health\n")[1].split("\n## ")[0]
+    codes = {code for line in page.splitlines() if line.startswith("|") for code in CODE.findall(line)}
+    assert len(codes) > 20
+    assert codes - made() == set()
+
+
+def test_every_finding_of_health_is_made() -> None:
+    source = (ROOT / "ckptkit" / "verbs" / "check" / "health.py").read_text("utf-8")
+    source += (ROOT / "ckptkit" / "verbs" / "check" / "values.py").read_text("utf-8")
+    codes = set(re.findall(r'Misfit\(\s*"([a-z-]+)"', source))
+    assert {"scales-missing", "not-finite"} <= codes
+    assert codes - made() == set()
