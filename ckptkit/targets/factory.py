@@ -5,7 +5,8 @@ Only an option or argument may bring such a name here; nothing that a file holds
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
 from typing import Any
 
@@ -28,6 +29,13 @@ def refuse_code(spec: str, allowed: bool) -> None:
         raise CkptError("code-refused", message, spec, "--allow-code lets it, if you trust it")
 
 
+@contextmanager
+def users_code() -> Iterator[None]:
+    """While code of the user runs: what it prints goes to stderr, as stdout holds our answer."""
+    with redirect_stdout(sys.stderr):
+        yield
+
+
 def make_module(spec: str, device: str = "") -> Any:
     """Call the factory `package.module:factory` of the user. Runs their code.
 
@@ -43,16 +51,17 @@ def make_module(spec: str, device: str = "") -> Any:
     path, _, factory = spec.partition(":")
     sys.path.insert(0, "")
     try:
-        made = import_module(path)
-        for part in factory.split("."):
-            made = getattr(made, part)
-        if isinstance(made, torch.nn.Module):
-            module = made
-        elif device:
-            with torch.device(device):
+        with users_code():
+            made = import_module(path)
+            for part in factory.split("."):
+                made = getattr(made, part)
+            if isinstance(made, torch.nn.Module):
+                module = made
+            elif device:
+                with torch.device(device):
+                    module = made()  # type: ignore[operator]
+            else:
                 module = made()  # type: ignore[operator]
-        else:
-            module = made()  # type: ignore[operator]
     except SystemExit as error:
         raise CkptError("module-invalid", f"the code ended its process ({error.code})", spec) from error
     except Exception as error:  # whatever the user's code raises

@@ -290,6 +290,12 @@ class Noise(Nested):
 class Branch(Nested):
     def forward(self, x): return self.l(x) if x.sum() > 0 else x
 def leaves(): sys.exit(3)
+print("imported")
+def chatty():
+    print("made")
+    made = Nested()
+    made.register_forward_hook(lambda *_: print("run"))
+    return made
 """
 
 
@@ -305,6 +311,10 @@ def test_odd_modules(place: tuple[Path, str], run: Run, capsys: pytest.CaptureFi
     done = export("Nested")
     assert done.code == 0, done.stderr
     assert [v.name for v in ck.read("Nested.onnx").outputs] == ["a", "b.0", "b.1.0", "c.d"]
+    line = ("--module", f"{name}:chatty", "--input", "x:float32[2,4]", "--prove", "--json")
+    done = run("export", "w.pt", "chatty.onnx", *line)
+    assert done.json["proved"] is True  # and nothing else is printed
+    assert "made\n" in done.stderr
     for module, code, words in (
         ("Passed", "export-failed", "gives the input 'x' back"),
         ("Noise", "prove-failed", "chance"),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ckptkit.core.dtypes import BY_ONNX, BY_TORCH
 from ckptkit.core.errors import CkptError
 from ckptkit.match.proof.samples import Arrays
-from ckptkit.targets.factory import one_line
+from ckptkit.targets.factory import one_line, users_code
 
 if TYPE_CHECKING:
     import numpy as np
@@ -165,7 +165,7 @@ class Module:
         try:
             tensors = {name: _torch_tensor(array) for name, array in arrays.items()}
             by_name = tensors.keys() <= _parameters(self._module.forward)
-            with torch.no_grad():
+            with torch.no_grad(), users_code():
                 found = self._module(**tensors) if by_name else self._module(*tensors.values())
             values = [_torch_array(value) for value in flat(found) if isinstance(value, torch.Tensor)]
         except Exception as error:  # whatever the user's code raises

@@ -9,7 +9,7 @@ from typing import Any
 from ckptkit.core.dtypes import DTYPES
 from ckptkit.core.errors import CkptError
 from ckptkit.match.proof.signature import Input
-from ckptkit.targets.factory import one_line
+from ckptkit.targets.factory import one_line, users_code
 
 Free = Mapping[str, Mapping[int, str]]
 
@@ -44,7 +44,7 @@ def to_onnx(
     any_free = any(free.values())
     path = folder / "model.onnx"
     try:
-        with torch.no_grad():
+        with torch.no_grad(), users_code():
             given = made(**examples) if by_name else made(*examples.values())
         with warnings.catch_warnings(), _silent():
             warnings.simplefilter("ignore")
