@@ -9,7 +9,7 @@ Not touched: what is an input or output of its graph, sparse, an attribute other
 function or beside training info, and what has fewer than 256 values, where a node would cost more than it saves.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ckptkit.core.budgets import DEFAULT_BUDGETS
@@ -26,7 +26,7 @@ SMALLEST = 256  # values
 _STANDARD = ("", "ai.onnx")
 # The opset from which on Cast takes a type, by its number. Source: docs/Changelog.md of onnx 1.23
 _SINCE = {"float64": 6, "float32": 6, "float16": 6, "bfloat16": 13, "float8_e4m3fn": 19, "float8_e5m2": 19}
-_NODE, _INT = 1, 2  # GraphProto.node; AttributeProto.type of an integer
+_NODE, _NAME, _INT = 1, 3, 2  # GraphProto.node, NodeProto.name; AttributeProto.type of an integer
 
 
 _User = tuple[Body, Mention]
@@ -75,11 +75,19 @@ def fixed(graph: TensorGraph, dtype: DType) -> frozenset[str]:
         for mention in body.mentions
         if mention.kind in ("input", "output")
     }
+    # Long lists of nodes without a name are called by the node's place, which must stay.
+    rigid = {s.scope for s in native.tensors.values() if s.frame is None and s.tensor.kind == "attribute"}
     free = set()
     for name in graph:
         stored = native.tensors.get(graph.renamed.get(name, name))
         body = by_scope.get(stored.scope) if stored else None
-        if stored and body and _is_value(stored) and stored.tensor.size >= SMALLEST:
+        if (
+            stored
+            and body
+            and stored.scope not in rigid
+            and _is_value(stored)
+            and stored.tensor.size >= SMALLEST
+        ):
             local = graph.renamed.get(name, name).removeprefix(stored.scope)
             if (body, local) not in interface:
                 free.add(name)
@@ -132,7 +140,7 @@ def recast(
         done.uses.setdefault(home.scope, {})[local] = wide
         node = encode_field(_NODE, _cast_node(new, wide, was))
         if stored.tensor.kind == "constant":
-            at = _node_of(stored)
+            at = _node_of(stored.frame)
             done.edits.append(Edit(home.frame, at.span.end, at.span.end, (node,)))
         else:
             leading.setdefault(home.scope, []).append(node)
@@ -142,7 +150,36 @@ def recast(
         place = next((span.at for key, span in fields if key >> 3 == _NODE), frame.span.end)
         done.edits.append(Edit(frame, place, place, (b"".join(added),)))
     done.edits.extend(Edit(frame.parent, frame.span.at, frame.span.end) for frame in done.gone)
+    moved = {by_scope[native.tensors[name].scope] for name in changed}
+    done.edits.extend(_naming(wire, native, found, moved))
     return done
+
+
+def _naming(wire: Wire, native: Native, found: Iterable[Body], moved: set[Body]) -> Iterator[Edit]:
+    """Name the nodes that were called by operator and place, as what they hold has names that begin so.
+
+    More or fewer nodes before them would change that.
+    """
+    labels: dict[Frame, str] = {}
+    for body in found:
+        if body.outer in moved and not body.is_function:
+            label = body.scope.removeprefix(body.outer.scope).rsplit("/", 2)[0]  # LABEL/ATTRIBUTE/
+            labels[_node_of(body.frame)] = label
+    scopes = {body.scope for body in moved}
+    for name, stored in native.tensors.items():
+        if stored.scope in scopes and stored.tensor.kind == "attribute" and stored.frame is not None:
+            label = name.removeprefix(stored.scope)
+            span = stored.frame.parent.span if stored.frame.parent else stored.frame.span
+            attribute = wire.message(span.start, span.end, ATTRIBUTE).get("name", "")
+            labels[_node_of(stored.frame)] = label[: label.rfind(f".{attribute}")]
+    for node, label in labels.items():
+        fields = list(wire.fields(node.span.start, node.span.end))
+        named = next((at for key, at in fields if key >> 3 == _NAME), None)
+        if named is None:
+            place = next((at.at for key, at in fields if key >> 3 > _NAME), node.span.end)
+            yield Edit(node, place, place, (encode_field(_NAME, label.encode("utf-8", "replace")),))
+        elif wire.read(named.start, named.end) != label.encode("utf-8", "replace"):
+            yield Edit(node, named.at, named.end, (encode_field(_NAME, label.encode("utf-8", "replace")),))
 
 
 def _reach(users: list[_User], home: Body, names: set[str]) -> bool:
@@ -169,12 +206,12 @@ def _is_value(stored: Stored) -> bool:
     return dense and stored.frame is not None
 
 
-def _node_of(stored: Stored) -> Frame:
-    """The node of a Constant, from its tensor: TensorProto, AttributeProto, NodeProto."""
-    assert stored.frame is not None
-    assert stored.frame.parent is not None
-    assert stored.frame.parent.parent is not None
-    return stored.frame.parent.parent
+def _node_of(frame: Frame | None) -> Frame:
+    """The node that holds a tensor or graph: TensorProto or GraphProto, AttributeProto, NodeProto."""
+    assert frame is not None
+    assert frame.parent is not None
+    assert frame.parent.parent is not None
+    return frame.parent.parent
 
 
 def _cast_to(wire: Wire, frame: Frame) -> int | None:

@@ -200,3 +200,33 @@ def test_functions_sparse_weights_and_training_models_stay(tmp_path: Path) -> No
     decided = ck.convert(tmp_path / "f.onnx", tmp_path / "g.onnx", dtype="float16")
     assert {r.name for r in decided.tensors if r.dtype == "float16"} == {"w"}
     assert np.allclose(outputs(tmp_path / "f.onnx")[0], outputs(tmp_path / "g.onnx")[0], atol=1e-2)
+
+
+def test_names_that_begin_with_the_place_of_a_node_stay(tmp_path: Path) -> None:
+    """A Loop without a name is called by its place, as is its weight: nodes put before it must not change that."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["c"], ["co"]),
+            helper.make_node("Add", ["v", "own"], ["t"]),
+            helper.make_node("Add", ["t", "w"], ["vo"]),
+        ],
+        "b",
+        [VALUE("i", 7, []), VALUE("c", 9, []), VALUE("v", 1, [N])],
+        [VALUE("co", 9, []), VALUE("vo", 1, [N])],
+        [weight("own", 1)],
+    )
+    graph = helper.make_graph(
+        [
+            helper.make_node("Constant", [], ["m"], value=numpy_helper.from_array(np.array(3))),
+            helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.array(True))),
+            helper.make_node("Loop", ["m", "c", "x"], ["y"], body=body),
+        ],
+        "g", [VALUE("x", 1, [N])], [VALUE("y", 1, [N])], [weight("w", 2)],
+    )  # fmt: skip
+    source = saved(tmp_path / "a.onnx", graph)
+    ck.convert(source, tmp_path / "half.onnx", dtype="float16", prove=True, verify=True)
+    ck.convert(tmp_path / "half.onnx", tmp_path / "back.onnx", dtype="float32", prove=True, verify=True)
+    half, back = ck.read(tmp_path / "half.onnx"), ck.read(tmp_path / "back.onnx")
+    assert set(half) == set(back) == set(ck.read(source)) == {"m", "c", "w", "Loop_2/body/own"}
+    assert half["Loop_2/body/own"].dtype.name == "float16"
+    assert [node.op for node in back.nodes] == [node.op for node in ck.read(source).nodes]
