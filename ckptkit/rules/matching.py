@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ckptkit.rules.expressions import Environment, Value
-from ckptkit.rules.template import Matcher, Template
+from ckptkit.rules.matcher import Matcher
+from ckptkit.rules.template import Template
 
 _NO_DIGITS = str.maketrans("", "", "0123456789")
 

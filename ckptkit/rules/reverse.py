@@ -15,10 +15,11 @@ from ckptkit.core.findings import Finding
 from ckptkit.rules.expressions import Call, Expression, Value
 from ckptkit.rules.expressions import parse as parse_expression
 from ckptkit.rules.language import Parsed
+from ckptkit.rules.matcher import Matcher
 from ckptkit.rules.model import Op, Rule, Side
 from ckptkit.rules.operations import JOINS, OPERATIONS, Irreversible
 from ckptkit.rules.outcome import RulesError
-from ckptkit.rules.template import Matcher, Template, escaped, template
+from ckptkit.rules.template import Template, escaped, template
 
 _STAND_IN = 917_531_000  # numbers that stand for the holes of a question while it is matched
 

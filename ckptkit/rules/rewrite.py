@@ -17,11 +17,12 @@ from ckptkit.rules import coupled, outcome
 from ckptkit.rules.compose import MOST, Group, Key, Maker
 from ckptkit.rules.expressions import Bound, Environment, Expression, Value
 from ckptkit.rules.language import Parsed
+from ckptkit.rules.matcher import Matcher
 from ckptkit.rules.matching import Hit, Index
 from ckptkit.rules.model import Made, Rule
 from ckptkit.rules.nearest import Nearest
 from ckptkit.rules.outcome import Product, Rewrite, RulesError
-from ckptkit.rules.template import Matcher, like_a_pattern
+from ckptkit.rules.template import like_a_pattern
 from ckptkit.rules.values import Sizes, Values
 
 

@@ -12,7 +12,8 @@ from ckptkit.core.graph import TensorGraph
 from ckptkit.core.tensor import Tensor
 from ckptkit.format import strict_json
 from ckptkit.rules.expressions import Bound, Environment, Expression, Value
-from ckptkit.rules.template import Matcher, template
+from ckptkit.rules.matcher import Matcher
+from ckptkit.rules.template import template
 
 _CONFIGS = ("config.json", "params.json")
 _DEEPEST = 32  # names under let that need each other
