@@ -41,7 +41,8 @@ class Manifest(NamedTuple):
     """What a module's state dict holds, and what its library does to names when it loads a checkpoint.
 
     Attributes:
-        weights: parameters and persistent buffers.
+        weights: parameters and persistent buffers, as files hold them.
+        others: the same as the module holds them, where that differs.
         made: what the module is, in words.
         notes: what is worth telling.
         prefix: of its inner model, with which or without which names are accepted; "" for none.
@@ -51,6 +52,7 @@ class Manifest(NamedTuple):
 
     weights: tuple[Weight, ...]
     made: str
+    others: tuple[Weight, ...] = ()
     notes: tuple[str, ...] = ()
     prefix: str = ""
     ignored: tuple[str, ...] = ()
@@ -114,9 +116,12 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 def _manifest(answer: Mapping[str, Any], where: str) -> Manifest:
     if "error" in answer:
         raise CkptError(*answer["error"])
-    weights = tuple(Weight(name, dtype, tuple(shape), at) for name, dtype, shape, at in answer["weights"])
+    weights, others = (
+        tuple(Weight(name, dtype, tuple(shape), at) for name, dtype, shape, at in answer[key])
+        for key in ("weights", "others")
+    )
     texts = {key: tuple(answer[key]) for key in ("notes", "ignored", "optional")}
-    return Manifest(weights, answer["made"], prefix=answer["prefix"], **texts)
+    return Manifest(weights, answer["made"], others, prefix=answer["prefix"], **texts)
 
 
 def main(request: Mapping[str, Any]) -> None:

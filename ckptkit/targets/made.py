@@ -12,7 +12,7 @@ from ckptkit.core.graph import Origin, TensorGraph
 from ckptkit.core.tensor import Tensor
 from ckptkit.format import strict_json
 from ckptkit.targets.factory import refuse_code
-from ckptkit.targets.instantiate import TIME_LIMIT, Manifest, manifest
+from ckptkit.targets.instantiate import TIME_LIMIT, Manifest, Weight, manifest
 from ckptkit.targets.target import Loader, Spec, Target
 
 CONFIG = "config.json"
@@ -59,22 +59,24 @@ def is_config(path: str) -> bool:
 
 
 def _target(made: Manifest, path: str, kind: str, loader: Loader | None = None, dtype: str = "") -> Target:
-    tensors = {}
     optional = re.compile("|".join(f"(?:{pattern})" for pattern in made.optional)) if made.optional else None
-    groups: dict[int, list[str]] = {}
-    for weight in made.weights:
-        if weight.dtype not in BY_TORCH:
-            raise CkptError("dtype-unknown", f"a weight of the dtype {weight.dtype}", weight.name)
-        tensors[weight.name] = Tensor(BY_TORCH[weight.dtype], weight.shape)
-        groups.setdefault(weight.storage, []).append(weight.name)
-    may_lack = {name for name in tensors if optional and optional.search(name)}
-    specs = {name: Spec(shape=t.shape, optional=name in may_lack) for name, t in tensors.items()}
-    source = TensorGraph(tensors, Origin(path, kind))
-    return Target(
-        path, kind, specs, ties=_ties(groups.values()), source=source, loader=loader, made=made.made,
-        dtype=dtype, notes=made.notes,
-    )  # fmt: skip
 
+    def of(weights: Iterable[Weight], others: tuple[Target, ...] = ()) -> Target:
+        tensors = {}
+        groups: dict[int, list[str]] = {}
+        for weight in weights:
+            if weight.dtype not in BY_TORCH:
+                raise CkptError("dtype-unknown", f"a weight of the dtype {weight.dtype}", weight.name)
+            tensors[weight.name] = Tensor(BY_TORCH[weight.dtype], weight.shape)
+            groups.setdefault(weight.storage, []).append(weight.name)
+        may_lack = {name for name in tensors if optional and optional.search(name)}
+        specs = {name: Spec(shape=t.shape, optional=name in may_lack) for name, t in tensors.items()}
+        ties = tuple(tuple(names) for names in groups.values() if len(names) > 1)
+        source = TensorGraph(tensors, Origin(path, kind))
+        return Target(
+            path, kind, specs, ties=ties, source=source, loader=loader, made=made.made, dtype=dtype,
+            notes=made.notes, others=others,
+        )  # fmt: skip
 
-def _ties(groups: Iterable[list[str]]) -> tuple[tuple[str, ...], ...]:
-    return tuple(tuple(names) for names in groups if len(names) > 1)
+    # transformers loads what a module holds as well, saved by torch under its names.
+    return of(made.weights, (of(made.others),) if made.others else ())

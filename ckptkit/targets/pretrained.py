@@ -33,9 +33,11 @@ def make(config: dict[str, Any], where: str, bound: Callable[[], None]) -> Manif
         with torch.device("meta"), _few_modules(where):
             model = described.model_class._from_config(settings, attn_implementation="eager")
     buffers = [name for name, _ in model.named_buffers()]
+    saved, held = _as_saved(model), weights_of(model)
     return Manifest(
-        _as_saved(model),
+        saved,
         described.model_class.__name__,
+        held if {w[:3] for w in saved} != {w[:3] for w in held} else (),
         described.notes,
         str(getattr(model, "base_model_prefix", "")),
         tuple(_ignored(model, buffers)),

@@ -395,13 +395,69 @@ def test_there_is_no_network_where_a_model_is_made() -> None:
     assert b"OSError: there is no network in this process" in done.stderr
 
 
+TOY: dict[str, Any] = {
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+}
+SEQ: dict[str, Any] = {
+    "d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "vocab_size": 20,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16,
+}  # fmt: skip
+MODELS: dict[str, dict[str, Any]] = {
+    "BertForMaskedLM": {**TOY, "vocab_size": 20},
+    "RobertaForMaskedLM": {**TOY, "vocab_size": 20},
+    "GPT2LMHeadModel": {"n_embd": 8, "n_head": 2, "n_layer": 2, "n_positions": 16, "vocab_size": 20},
+    "LlamaForCausalLM": {**TOY, "vocab_size": 20},
+    "T5ForConditionalGeneration": {
+        "d_model": 8,
+        "d_kv": 4,
+        "d_ff": 16,
+        "num_layers": 2,
+        "num_heads": 2,
+        "vocab_size": 20,
+    },
+    "BartForConditionalGeneration": SEQ,
+    "DistilBertForMaskedLM": {"dim": 8, "hidden_dim": 16, "n_heads": 2, "n_layers": 2, "vocab_size": 20},
+    "ViTForImageClassification": {**TOY, "image_size": 8, "patch_size": 4},
+    "MixtralForCausalLM": {**TOY, "vocab_size": 20, "num_local_experts": 2, "num_key_value_heads": 2},
+}
+
+
 @pytest.mark.usefixtures("here")
-def test_mixtures_are_expected_as_files_hold_them(tmp_path: Path, transformers: Any) -> None:
-    """transformers keeps stacked experts in memory and single ones in files."""
-    config = transformers.MixtralConfig(
-        hidden_size=8, intermediate_size=16, num_attention_heads=2, num_key_value_heads=2, num_hidden_layers=1,
-        vocab_size=20, num_local_experts=2,
-    )  # fmt: skip
-    transformers.MixtralForCausalLM(config).save_pretrained(tmp_path)
-    report = ck.check(tmp_path, tmp_path)
-    assert (report.fits, report.findings) == (True, ())
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_amiss_is_what_transformers_says(name: str, tmp_path: Path, transformers: Any) -> None:
+    """Damaged checkpoints, saved by save_pretrained and by torch: missing, unexpected and mismatched are the same."""
+    from safetensors.torch import load_file, save_file
+
+    torch.manual_seed(0)
+    family = name.partition("For")[0].removesuffix("LMHeadModel")
+    cls = getattr(transformers, name)
+    model = cls(getattr(transformers, f"{family}Config")(**MODELS[name]))
+    model.save_pretrained(tmp_path)
+    target = resolve(tmp_path)
+    assert ck.check(tmp_path, target).fits
+    torch.save(model.state_dict(), tmp_path.parent / f"{name}.pt")
+    assert ck.check(tmp_path.parent / f"{name}.pt", target).fits
+    if name == "MixtralForCausalLM":  # of whose damaged experts transformers says nothing
+        return
+    state = load_file(tmp_path / "model.safetensors")
+    if target.others:  # the names that transformers' report is in
+        tied = {n for names in target.ties for n in names[1:]}
+        state = {n: v.clone() for n, v in model.state_dict().items() if n not in tied}
+    names = [n for n, value in state.items() if value.dim()]
+    state.pop(names[1])
+    wide = state[names[4]]
+    state[names[4]] = torch.zeros((wide.shape[0] + 1, *wide.shape[1:]))
+    save_file({**state, "extra.weight": torch.zeros(2)}, tmp_path / "model.safetensors", {"format": "pt"})
+    _, info = cls.from_pretrained(tmp_path, output_loading_info=True, ignore_mismatched_sizes=True)
+    found: dict[str, set[str]] = {}
+    for item in ck.check(tmp_path, target).findings:
+        if item.severity == "error":
+            found.setdefault(item.code, set()).add(item.name)
+    assert found == {
+        "tensor-missing": set(info["missing_keys"]),
+        "tensor-unexpected": set(info["unexpected_keys"]),
+        "shape-differs": {key[0] for key in info["mismatched_keys"]},
+    }
