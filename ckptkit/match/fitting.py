@@ -156,7 +156,8 @@ class _Fitting:
         self.mismatched = mismatched
         self.dtypes = _Dtypes(graph)
         # Names that are one tensor: in the checkpoint, and before all in the target.
-        stored = [[moves[name] for name in names if name in moves] for names in graph.storages()]
+        shared = [names for names in graph.storages() if len(names) > 1]
+        stored = [[moves[name] for name in names if name in moves] for names in shared]
         self.groups = {name: group for group in (*stored, *target.ties) for name in group}
 
     def decide(self) -> Fitting:
@@ -229,8 +230,10 @@ class _Fitting:
 
     def tie(self, items: dict[str, Item]) -> None:
         """Names of a group that were not carried over are the same as one that was."""
-        for name, item in list(items.items()):
-            group = self.groups.get(name, ())
+        for name, group in self.groups.items():
+            item = items.get(name)
+            if item is None:
+                continue
             there = [n for n in group if n in items and items[n].what not in ("missing", "tied")]
             carried = [n for n in there if items[n].what in ("carried", "extended", "kept")]
             first = next(iter(carried or there), name)

@@ -20,12 +20,21 @@ def spelled(moves: Mapping[str, str | None], apart: frozenset[str] = frozenset()
     """
     outcomes: dict[str, object] = {}
     counts: dict[str, int] = {}
+    stay = []
     for old, new in moves.items():
+        if new == old or old in apart:
+            stay.append(old)
+            continue
         for prefix in _prefixes(old):
-            outcome = _MIXED if old in apart else _outcome(old, new, prefix)
+            outcome = _outcome(old, new, prefix)
             counts[prefix] = counts.get(prefix, 0) + 1
             if outcomes.setdefault(prefix, outcome) != outcome:
                 outcomes[prefix] = _MIXED
+    for old in stay:
+        for prefix in _prefixes(old):
+            if prefix not in outcomes:  # nor is a longer one
+                break
+            outcomes[prefix] = _MIXED
     rules: dict[str, dict[str, Any]] = {}
     for old, new in moves.items():
         if new == old or old in apart:
