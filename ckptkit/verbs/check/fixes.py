@@ -10,7 +10,7 @@ from ckptkit.core.graph import TensorGraph
 from ckptkit.core.options import ReadOptions
 from ckptkit.format import read_with
 from ckptkit.match import mending
-from ckptkit.match.causes import CASTS, MORE, is_head_name
+from ckptkit.match.causes import CASTS, MORE
 from ckptkit.match.fit import Fit, fit
 from ckptkit.match.fitting import fitting
 from ckptkit.match.mending import Mend
@@ -65,7 +65,6 @@ def fixes(case: Case) -> Iterator[str]:
         if case.errors and not case.renamed and all(item.head for item in case.errors):
             yield _accepting(case)
         yield from _conversion(case)
-        yield from _start(case)
 
 
 def _conversion(case: Case) -> Iterator[str]:
@@ -95,26 +94,21 @@ def _conversion(case: Case) -> Iterator[str]:
     if options and left < mending.amiss(case.was) and len(lacking) <= _KNOWN * len(case.target.tensors):
         yield command("convert", case.path, output(case.path), *options)
     steps = {item.name: item.step for item in case.errors}
-    if lacking and all(steps.get(name) == "fit" for name in lacking):
-        fitting = ("--fit", case.target.path, "--mismatched", "zeros")
-        yield command("convert", case.path, output(case.path), *fitting, *cast)
+    if lacking and all(steps.get(name) == "fit" for name in lacking) and _fits_then(case):
+        code = ("--allow-code",) if case.target.kind == "module" else ()
+        fit_to = ("--fit", case.target.path, *code, "--mismatched", "zeros")
+        yield command("convert", case.path, output(case.path), *fit_to, *cast)
 
 
-def _start(case: Case) -> Iterator[str]:
-    """A start for training: the convert that keeps all but the head, and the words of a vocabulary that has grown."""
-    named = case.target.kind in ("module", "architecture") or os.path.exists(case.target.path)
-    lacking = {item.name for item in case.errors if item.code in ("tensor-missing", "shape-differs")}
-    if not named or not lacking:
-        return
+def _fits_then(case: Case) -> bool:
+    """Whether `convert --fit` takes the target by its name, and has something to carry over and shapes to fill."""
+    if case.target.kind not in ("module", "architecture") and not os.path.exists(case.target.path):
+        return False
     try:
-        made = fitting(case.graph, case.target, "zeros")
-    except CkptError:  # it fits nowhere, or leaves shapes open
-        return
-    anew = made.names("zeros")
-    if len(made.names("carried")) > _KNOWN * len(made.items) and all(map(is_head_name, anew)):
-        code = ["--allow-code"] if case.target.kind == "module" else []
-        options = ["--fit", case.target.path, *code, "--mismatched", "zeros"]
-        yield command("convert", case.path, output(case.path), *options)
+        fitting(case.graph, case.target, "zeros")
+    except CkptError:
+        return False
+    return True
 
 
 def _casts(case: Case) -> tuple[list[str], list[Mend]]:
