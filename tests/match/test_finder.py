@@ -487,3 +487,18 @@ def test_large_tensors_are_told_apart_by_their_ends(tmp_path: Path) -> None:
     assert sources["x.b"] == ("two",)
     assert sources["x.c"] == ("ends",)
     assert {name for name, match in matches.items() if not match.certain} == {"x.d", "x.e"}
+
+
+def test_a_strided_tensor_is_held_once() -> None:
+    """A tensor that is not stored plainly has to be in memory to be rearranged, but not twice."""
+    whole = normal(16384, 2048)
+    storage = MemoryStorage(whole.tobytes(), object())
+    half = view(storage, DTYPES["float32"], (16384, 1024), (2048, 2), 0)
+    turned = tensor(whole[:, ::2].T.copy())
+    tracemalloc.start()
+    try:
+        (match,) = find({"half": half}, {"turned": turned}).pairs
+        assert tracemalloc.get_traced_memory()[1] < 1.25 * half.nbytes + (32 << 20)
+    finally:
+        tracemalloc.stop()
+    assert match.how == "transposed"

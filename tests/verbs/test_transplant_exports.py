@@ -52,7 +52,7 @@ def off(a: list[Any], b: list[Any]) -> float:
     return max(float(np.abs(x - y).max() / np.abs(y).max()) for x, y in zip(a, b, strict=True))
 
 
-# Every exporter and every architecture; benchmarks/transplant.py has all pairs, in full size.
+# Every exporter and every architecture; benchmarks/exports.py has all pairs, in full size.
 PAIRS = [
     ("resnet18", "torchscript"), ("resnet18", "dynamo"), ("resnet18", "torchscript-kept"),
     ("resnet50", "torchscript-unfolded"), ("bert", "torchscript"), ("bert", "dynamo"),

@@ -9,6 +9,7 @@ from itertools import accumulate
 from operator import mul
 from typing import TYPE_CHECKING, Any
 
+from ckptkit.core.arrays import gather
 from ckptkit.core.dtypes import DType
 from ckptkit.core.storage import FileStorage, MemoryStorage, Storage
 from ckptkit.core.tensor import Buffer, Extent, Tally, Tensor
@@ -82,7 +83,7 @@ def movable(tensor: Tensor) -> bool:
 def _storage(tensor: Tensor) -> Storage:
     if tensor.file is not None:
         return FileStorage(tensor.file, tensor.offset, tensor.nbytes)
-    return MemoryStorage(tensor.tobytes(), object())
+    return MemoryStorage(gather(tensor).data, object())
 
 
 def picked(
