@@ -5,6 +5,7 @@ choose among tensors that hold the same values (`settle`). The one exception is 
 arithmetic: there the formula that comes nearest is named with its distance (`folded`).
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -107,13 +108,21 @@ class _Search:
             other_b, other_a = _without(left_b, own), _without(left_a, own)
             _add(pairs, settle(self._explain(other_b, other_a, self.a), fixed))
             _add(pairs, analogies(_without(other_b, pairs), other_a, pairs))
-            _add(pairs, folds(_without(left_b, pairs), self.a))
+            _add(pairs, folds(_without(left_b, pairs), self.a, self._plain(pairs)))
             used = {name for match in pairs.values() for name in match.sources}
             left_a, left_b = _without(left_a, used), _without(left_b, pairs)
             _add(backward, settle(self._explain(_without(left_a, own), _without(left_b, own), self.b)))
             if not any(match.how == "folded" for match in pairs.values()):
                 _add(backward, folds(_without(left_a, backward), self.b))
         return self._report(pairs, backward)
+
+    def _plain(self, pairs: Mapping[str, Match]) -> dict[str, dict[str, Tensor]]:
+        """Vectors of B that are a tensor of A as it is, by that tensor."""
+        found: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+        for name, match in pairs.items():
+            if isinstance(match.expression, Source) and len(self.b[name].shape) == 1:
+                found[match.expression.name][name] = self.b[name]
+        return found
 
     def _report(self, pairs: Mapping[str, Match], backward: Mapping[str, Match]) -> Correspondence:
         used_a = {name for match in pairs.values() for name in match.sources}

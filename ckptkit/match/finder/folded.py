@@ -46,6 +46,7 @@ LARGEST = 1 << 27  # bytes: larger weights are not searched for, as two of them 
 CHANNELS = 1 << 20  # of a normalization
 AXES = 8  # nor are those of more
 FLOATS = ("float64", "float32", "float16", "bfloat16")
+ALONE = "the bias that it leaves is not there"
 RIVALS = "others would fit as well; chosen by name and place"
 
 # The last parts of the names of a normalization's scale, shift, mean and variance, by framework.
@@ -70,22 +71,35 @@ def normalizations(tensors: Mapping[str, Tensor]) -> Iterator[Normalization]:
                 break
 
 
-def folds(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> list[Match]:
-    """Targets that are a source's weight or bias with a normalization among the sources folded in."""
+def folds(
+    targets: Mapping[str, Tensor],
+    sources: Mapping[str, Tensor],
+    plain: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> list[Match]:
+    """Targets that are a source's weight or bias with a normalization among the sources folded in.
+
+    `plain` gives, by source, further targets that hold its very values: a normalization without a mean leaves its shift
+    as it is, and that is a folded bias nevertheless.
+    """
     import numpy as np
 
     with np.errstate(all="ignore"):  # weights may hold anything
-        return list(_folds(targets, sources))
+        return list(_folds(targets, sources, plain or {}))
 
 
-def _folds(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> Iterator[Match]:
+def _folds(
+    targets: Mapping[str, Tensor],
+    sources: Mapping[str, Tensor],
+    plain: Mapping[str, Mapping[str, Tensor]],
+) -> Iterator[Match]:
     norms: defaultdict[int, list[Norm]] = defaultdict(list)
     for names in normalizations(sources):
         if sources[names.mean].dtype.name in FLOATS and sources[names.mean].size <= CHANNELS:
             norms[sources[names.mean].size].append(Norm.read(names, sources))
     if not norms:
         return
-    places = {name: place for place, name in enumerate((*sources, *targets))}
+    others = [name for some in plain.values() for name in some]
+    places = {name: place for place, name in enumerate((*sources, *targets, *others))}
     weights = {n: t for n, t in targets.items() if _is_weight(t)}
     biases = {n: t for n, t in targets.items() if t.dtype.name in FLOATS and len(t.shape) == 1}
     for layers in _layers(weights, sources, norms.keys()):
@@ -96,11 +110,11 @@ def _folds(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> Iter
         of: Expression = Folded(Source(layer.source), layer.dim, norm.names, fit.eps, fit.formula)
         if layer.dims != tuple(sorted(layer.dims)):
             of = Permute(of, layer.dims)  # only (1, 0), which is its own inverse
-        yield _match(layer.target, of, fit.ulp, sure)
         near = {n: t for n, t in biases.items() if t.size == layer.channels}
-        bias = _bias(fit, near, sources, places)
+        bias = _bias(fit, near | dict(plain.get(norm.names.shift, {})), sources, places)
+        yield _match(layer.target, of, fit.ulp, sure, bias is not None)
         if bias is not None:
-            del biases[bias.target]
+            biases.pop(bias.target, None)
             yield bias
 
 
@@ -307,12 +321,14 @@ def _bias(
     return _match(name, fold, ulp, sum(row[0] <= _reach(ulp) for row in tried) == 1)
 
 
-def _match(target: str, expression: Expression, ulp: int, sure: bool) -> Match:
+def _match(target: str, expression: Expression, ulp: int, sure: bool, whole: bool = True) -> Match:
     why = f"computed, within {ulp} ulp" if ulp else ""
     if ulp > NEAR:
         why = f"near, but {ulp} ulp from the formula"
     elif not sure:
         why = RIVALS
+    elif not whole:
+        why = ALONE
     return Match(
         target, expression, "folded", certain=not why or why.startswith("computed"), why=why, ulp=ulp
     )
