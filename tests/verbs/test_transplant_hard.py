@@ -450,3 +450,66 @@ def test_checkpoints_that_do_not_fit(
 ) -> None:
     options = case(tmp_path, renamed(chain(BASE)), origin=origin, tuned=tuned)
     assert refused(tmp_path, options).code == code
+
+
+def model(
+    folder: Path, graph: Mapping[str, Array], origin: Mapping[str, Array], tuned: Mapping[str, Array]
+) -> Any:
+    """A graph that adds up everything it holds; nobody runs it."""
+    nodes = [helper.make_node("Sum", list(graph), ["y"])]
+    tensors = [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in graph.items()]
+    return case(
+        folder,
+        helper.make_graph(nodes, "g", [value("x", 1)], [value("y", 1)], tensors),
+        origin=origin,
+        tuned=tuned,
+    )
+
+
+def test_a_part_that_was_zero_is_not_left_behind(tmp_path: Path) -> None:
+    """A joined bias cut in three, of which one part began as zeros and was trained."""
+    base = {"bias": np.concatenate([normal(8, seed=1), np.zeros(8, "f4"), normal(8, seed=2)])}
+    cut = {"q": base["bias"][:8], "k": base["bias"][8:16], "v": base["bias"][16:]}
+    options = model(tmp_path, cut, base, {"bias": normal(24, seed=5)})
+    error = refused(tmp_path, options)
+    assert error.code == "weights-ambiguous"
+    assert "only parts" in error.message
+    back(tmp_path, options)
+
+
+def test_a_part_of_several_weights_is_not_guessed(tmp_path: Path) -> None:
+    one, two = normal(6, 4, seed=1), normal(6, 4, seed=2)
+    two[:3] = one[:3]
+    base, tuned = {"one": one, "two": two}, {"one": normal(6, 4, seed=3), "two": normal(6, 4, seed=4)}
+    cut = {"a": one[:3], "b": one[3:], "c": two[:3], "d": two[3:]}
+    assert refused(tmp_path, model(tmp_path, cut, base, tuned)).code == "weights-ambiguous"
+
+
+def test_a_weight_that_is_another_one_transposed_is_not_guessed(tmp_path: Path) -> None:
+    one = normal(6, 4, seed=1)
+    base, tuned = {"one": one, "two": one.T}, {"one": normal(6, 4, seed=3), "two": normal(4, 6, seed=4)}
+    assert refused(tmp_path, model(tmp_path, {"a": one, "b": one.T}, base, tuned)).code == "weights-ambiguous"
+
+
+def test_a_shift_without_a_mean_is_a_folded_bias(tmp_path: Path) -> None:
+    """Where the mean was zero the folded bias is the very shift: yet the new mean belongs into it."""
+
+    def state(seed: int, mean: float) -> dict[str, Array]:
+        return {
+            "conv.weight": normal(8, 4, 3, 3, seed=seed),
+            "bn.weight": normal(8, seed=seed + 1) ** 2 + 1,
+            "bn.bias": normal(8, seed=seed + 2),
+            "bn.running_mean": normal(8, seed=seed + 3) * np.float32(mean),
+            "bn.running_var": normal(8, seed=seed + 4) ** 2 + np.float32(0.5),
+        }
+
+    def folded(state: Mapping[str, Array]) -> dict[str, Array]:
+        scale = state["bn.weight"] / np.sqrt(state["bn.running_var"] + np.float32(1e-5))
+        bias = (np.zeros(8, "f4") - state["bn.running_mean"]) * scale + state["bn.bias"]
+        return {"w": state["conv.weight"] * scale.reshape(-1, 1, 1, 1), "b": bias}
+
+    base, tuned = state(0, 0), state(10, 1)
+    options = model(tmp_path, folded(base), base, tuned)
+    back(tmp_path, options)
+    new, expected = put(tmp_path, options), folded(tuned)
+    assert all(np.array_equal(new[name], expected[name]) for name in expected)

@@ -16,7 +16,7 @@ from ckptkit.core.tensor import Tensor
 from ckptkit.match.finder.expressions import Concat, Expression, Permute, Slice, Source, Stack, Take
 from ckptkit.match.finder.lattice import recognise, select
 from ckptkit.match.finder.layout import Lattice, contiguous, equal, movable, picked, strided
-from ckptkit.match.finder.result import How, Match, Proposal
+from ckptkit.match.finder.result import PLACES, How, Match, Proposal
 from ckptkit.match.finder.whole import reshape
 from ckptkit.match.finder.workers import Prints
 
@@ -70,11 +70,11 @@ def sliced(
     places: defaultdict[str, list[Placement]] = defaultdict(list)
     for place in _places(wholes, targets, prints):
         places[place.part.name].append(place)
-    for place in _first_proved(places.values(), wholes, targets, prints):
+    for place, sure in _first_proved(places.values(), wholes, targets, prints):
         part, whole = place.part.name, place.whole.name
         expression = _slice(place, wholes[whole].shape, targets[part].shape)
         how: How = "permuted" if wholes[whole].size == targets[part].size else "slice"
-        yield Proposal(Match(part, expression, how), {whole: alike[whole]})
+        yield Proposal(_match(part, expression, how, sure), {whole: alike[whole]})
 
 
 def joined(
@@ -88,16 +88,34 @@ def joined(
     for place in _places(targets, parts, prints):
         orders.setdefault((place.whole, place.part, place.runs), []).append(place)
     found: defaultdict[str, defaultdict[Face, list[Placement]]] = defaultdict(lambda: defaultdict(list))
-    for place in _first_proved(orders.values(), targets, parts, prints):
+    doubtful: set[Placement] = set()
+    for place, sure in _first_proved(orders.values(), targets, parts, prints):
         found[place.whole.name][place.whole].append(place)
+        if not sure:
+            doubtful.add(place)
     for name in targets:
         for face, places in found.get(name, {}).items():
             chosen = _cover(face.shape[face.dim], places)
             if chosen:
                 expression, how = _join(chosen, parts, targets[name].shape)
                 names = dict.fromkeys(place.part.name for place in chosen)
-                yield Proposal(Match(name, expression, how), {n: alike[n] for n in names})
+                sure = doubtful.isdisjoint(chosen) and not _others(chosen, places, alike)
+                yield Proposal(_match(name, expression, how, sure), {n: alike[n] for n in names})
                 break
+
+
+def _match(target: str, expression: Expression, how: How, sure: bool) -> Match:
+    return Match(target, expression, how, certain=sure, why="" if sure else PLACES)
+
+
+def _others(chosen: list[Placement], places: list[Placement], alike: Mapping[str, tuple[str, ...]]) -> bool:
+    """Whether a part of other content would do in the place of a chosen one."""
+    held = {place.runs[0][1:]: alike[place.part.name] for place in chosen if len(place.runs) == 1}
+    return any(
+        held.get(place.runs[0][1:], alike[place.part.name]) != alike[place.part.name]
+        for place in places
+        if len(place.runs) == 1
+    )
 
 
 def _first_proved(
@@ -105,13 +123,13 @@ def _first_proved(
     wholes: Mapping[str, Tensor],
     parts: Mapping[str, Tensor],
     prints: Prints,
-) -> Iterator[Placement]:
-    """Of each group the first placement that the bytes bear out, if any."""
+) -> Iterator[tuple[Placement, bool]]:
+    """Of each group the first placement that the bytes bear out, if any, and whether they bear out no other one."""
 
-    def prove(group: list[Placement]) -> Placement | None:
-        return next((place for place in group if _proved(place, wholes, parts)), None)
+    def prove(group: list[Placement]) -> list[Placement]:
+        return list(islice((place for place in group if _proved(place, wholes, parts)), 2))
 
-    yield from (place for place in prints.workers.map(prove, groups) if place is not None)
+    yield from ((proved[0], len(proved) == 1) for proved in prints.workers.map(prove, groups) if proved)
 
 
 def _doubles(sources: Mapping[str, Tensor], prints: Prints) -> list[list[str]]:

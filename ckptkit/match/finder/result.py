@@ -13,6 +13,7 @@ How = Literal[
 EQUAL = "several tensors hold the same values; chosen by name"
 CONSTANT = "one value throughout, which proves nothing; chosen by name"
 BESIDE = "the values are the same throughout; chosen by the tensors beside it"
+PLACES = "it lies in several places, or in several ways; the first is named"
 TWINS = frozenset(
     (EQUAL, CONSTANT, BESIDE)
 )  # reasons that concern sources with equal values, and nothing else

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ckptkit.core.tensor import Tensor
 from ckptkit.match.finder.expressions import Expression, Permute, Source, Take
 from ckptkit.match.finder.layout import contiguous, equal, movable, strided
-from ckptkit.match.finder.result import Match, Proposal
+from ckptkit.match.finder.result import PLACES, Match, Proposal
 from ckptkit.match.finder.whole import reshape
 from ckptkit.match.finder.workers import Prints
 
@@ -42,22 +42,21 @@ def looked_up(
         if mark.sums is None or mark.constant or not movable(tensor):
             continue
         axes = [n for n in tensor.shape if n != 1]
+        found = []
         for width, last in ((axes[-1], True), (axes[0], False)) if len(axes) > 1 else ():
-            found = None
             for names in list(tables.get((tensor.dtype.name, width), {}).values())[:TRIED]:
-                found = _rows(tensor, sources[names[0]], axes, last, prints)
-                if found is not None:
-                    indices, sure = found
-                    taken: Expression = Take(Source(names[0]), 0, indices)
-                    if not last:
-                        taken = Permute(taken, (1, 0))
-                    shape = (len(indices), width) if last else (width, len(indices))
-                    expression = reshape(taken, shape, tensor.shape)
-                    match = Match(name, expression, "slice", certain=sure, why="" if sure else REPEATED)
-                    yield Proposal(match, {names[0]: tuple(names)})
-                    break
-            if found is not None:
-                break
+                rows = _rows(tensor, sources[names[0]], axes, last, prints)
+                if rows is not None:
+                    found.append((names, *rows, last))
+        if found:
+            names, indices, sure, last = found[0]
+            why = REPEATED if not sure else PLACES if len(found) > 1 else ""
+            taken: Expression = Take(Source(names[0]), 0, indices)
+            width = sources[names[0]].shape[1]
+            shape = (len(indices), width) if last else (width, len(indices))
+            expression = reshape(taken if last else Permute(taken, (1, 0)), shape, tensor.shape)
+            match = Match(name, expression, "slice", certain=not why, why=why)
+            yield Proposal(match, {names[0]: tuple(names)})
 
 
 def _rows(

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice, permutations
 
 from ckptkit.core.dtypes import DTYPES
@@ -9,7 +10,7 @@ from ckptkit.core.tensor import Tensor
 from ckptkit.match.finder.expressions import Cast, Expression, Permute, Reshape, Source
 from ckptkit.match.finder.layout import INTEGERS, cast_to, castable, contiguous, equal, movable, strided
 from ckptkit.match.finder.prints import Print
-from ckptkit.match.finder.result import How, Match, Proposal
+from ckptkit.match.finder.result import PLACES, How, Match, Proposal
 from ckptkit.match.finder.workers import Prints
 
 TRIED = 16  # most distinct contents with the same sums that are tried for one target
@@ -27,7 +28,10 @@ def exact(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor], prints: 
             shaped = (*key, tensor.shape)
             if shaped not in alike:
                 alike[shaped] = _alike(index[key], tensor.shape, sources)
-            yield proposal(name, tensor, alike[shaped], sources, Source)
+            found = proposal(name, tensor, alike[shaped], sources, Source)
+            if len(alike[shaped]) < len(index[key]):  # the others have another shape
+                found = replace(found, match=replace(found.match, certain=False, why=PLACES))
+            yield found
 
 
 def rearranged(

@@ -19,7 +19,6 @@ the base weights back gives the base graph, bit for bit.
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -27,18 +26,14 @@ from ckptkit.core.errors import CkptError
 from ckptkit.core.findings import Finding
 from ckptkit.core.graph import TensorGraph, Value
 from ckptkit.core.tensor import Tensor
-from ckptkit.match.finder import TWINS, Cast, Match, Permute, Source, equal, find
-from ckptkit.match.finder.layout import cast_to, castable, movable, strided
+from ckptkit.match.finder import Cast, Match, Permute, Source, equal, find
+from ckptkit.match.transplant.doubts import ambiguous, like, listed, partial, placeless
 from ckptkit.match.transplant.head import resized
 from ckptkit.match.transplant.produce import produce
 
-UNUSED, AMBIGUOUS = "weights-unused", "weights-ambiguous"
-EQUAL = "several weights were equal when the graph was exported, and differ now"
-TURNED = "the values were the same in any layout, so that the graph's cannot be told"
 _QUANTIZED = re.compile(
     r"^(DequantizeLinear|QLinear|QGemm|QAttention|ConvInteger|MatMulInteger|.*NBits|.*BnB4)"
 )
-_LISTED = 8  # names in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +93,23 @@ def transplant(
     used = {name for match in found.pairs for name in match.sources}
     lost = [name for name in found.unmatched_a if not _is_index(origin[name])]
     own = [name for name in found.unmatched_b if not _is_own(base[name])]
+    filled = [name for name in found.unmatched_b if base[name].dtype.kind == "float" and base[name].size > 1]
     _refuse_quantized(lost, base)
     if own and lost:
         hint = f"is {origin.origin.path} what it was exported from? --exclude leaves out what has no place in the graph"
         raise _unaccounted(own, lost, base, hint)
     _complete(used, weights, origin, base, head_change)
-    supply = {name: _like(weights[name], origin[name], name) for name in used}
-    losses = [*_ambiguous(found.pairs, supply, origin)]
+    supply = {name: like(weights[name], origin[name], name) for name in used}
+    losses = [
+        *ambiguous(found.pairs, supply, origin),
+        *partial(found.pairs, supply, origin, [base[name] for name in filled]),
+    ]
     left = [name for name in weights if name not in used and not _is_index(weights[name])]
-    losses += _unused(list(_changed(left, weights, origin, supply)), base)
+    losses += placeless(left, weights, origin, supply, base)
     sizes = _resized(found.pairs, supply, origin, base)
     placed = [_place(match, supply, origin, base, sizes) for match in found.pairs]
     worst = max((p.ulp for p, _ in placed if not p.kept), default=0)
-    notes = [*_constants(own)]
+    notes = [*_constants(filled)]
     if worst:
         text = f"folds are repeated by the formula that gives the base's values within {worst} ulp"
         notes.append(Finding("fold-inexact", "note", "", text))
@@ -129,7 +128,7 @@ def _by_name(weights: TensorGraph, base: TensorGraph, head_change: bool) -> Tran
     for name in common:
         if not head_change:
             _fits(name, weights[name], base[name], hint)
-    supply = {name: _like(weights[name], base[name], name) for name in common}
+    supply = {name: like(weights[name], base[name], name) for name in common}
     pairs = [Match(name, Source(name), "same") for name in common]
     sizes = _resized(pairs, supply, base, base)
     placed = [_place(match, supply, None, base, sizes) for match in pairs]
@@ -178,7 +177,7 @@ def _result(
             native=replace(base.native, resized=sizes),
         )
         (size,) = {size for _, size in sizes.values()}
-        text = f"the last layer gives {size} classes now; so do the declared shapes of {_names(list(sizes))}"
+        text = f"the last layer gives {size} classes now; so do the declared shapes of {listed(list(sizes))}"
         notes = [*notes, Finding("head-changed", "note", "", text)]
     constants = tuple(name for name in base if name not in new)
     return Transplant(
@@ -207,7 +206,7 @@ def _place(
     name, was = match.target, base[match.target]
     made = produce(match.expression, supply)
     if made.dtype is not was.dtype:
-        made = _like(made, was, name)
+        made = like(made, was, name)
     if made.shape != was.shape and name not in sizes:
         raise CkptError(
             "transplant-shape", f"{list(made.shape)}, where the graph has {list(was.shape)}", name
@@ -220,15 +219,6 @@ def _place(
     return Placed(name, match.sources, match.text, kept, match.ulp), tensor
 
 
-def _like(tensor: Tensor, wanted: Tensor, name: str) -> Tensor:
-    """The tensor in the dtype that is wanted. Floats are cast, other types have to agree."""
-    if tensor.dtype is wanted.dtype:
-        return tensor
-    if tensor.dtype.kind != "float" or not castable(tensor.dtype, wanted.dtype):
-        raise CkptError("graph-typed", f"{tensor.dtype}, where the graph was made from {wanted.dtype}", name)
-    return cast_to(tensor, wanted.dtype)
-
-
 def _complete(
     used: Iterable[str], weights: TensorGraph, origin: TensorGraph, base: TensorGraph, head_change: bool
 ) -> None:
@@ -237,7 +227,7 @@ def _complete(
     if missing:
         raise CkptError(
             "transplant-missing",
-            f"{_names(missing)}, which the graph needs, not there",
+            f"{listed(missing)}, which the graph needs, not there",
             weights.origin.path,
             f"names must be those of {origin.origin.path}; --rules renames",
         )
@@ -260,7 +250,7 @@ def _fits(name: str, tensor: Tensor, wanted: Tensor, hint: str) -> None:
 def _constants(own: Sequence[str]) -> Iterator[Finding]:
     if own:
         text = (
-            f"{_names(own)} of the graph come from no weight, and stay; right if nothing trained is in them"
+            f"{listed(own)} of the graph come from no weight, and stay; right if nothing trained is in them"
         )
         yield Finding("constants-kept", "note", own[0], text)
 
@@ -270,7 +260,7 @@ def _refuse_quantized(lost: Sequence[str], base: TensorGraph) -> None:
     if lost and found is not None:
         raise CkptError(
             "transplant-unaccounted",
-            f"the graph is quantized ({found.op}): {_names(lost)} of the checkpoint are not in it as they are",
+            f"the graph is quantized ({found.op}): {listed(lost)} of the checkpoint are not in it as they are",
             base.origin.path,
             "put the weights into the graph that was quantized, and quantize that again",
         )
@@ -279,101 +269,11 @@ def _refuse_quantized(lost: Sequence[str], base: TensorGraph) -> None:
 def _unaccounted(own: Sequence[str], lost: Sequence[str], base: TensorGraph, hint: str) -> CkptError:
     parts = []
     if own:
-        parts.append(f"{_names(own)} of the graph come from no weight")
+        parts.append(f"{listed(own)} of the graph come from no weight")
     if lost:
-        parts.append(f"{_names(lost)} of the checkpoint are nowhere in the graph")
+        parts.append(f"{listed(lost)} of the checkpoint are nowhere in the graph")
     what = "; ".join(parts) or "no name of the checkpoint is one of the graph"
     return CkptError("transplant-unaccounted", what, base.origin.path, hint)
-
-
-def _ambiguous(
-    pairs: Iterable[Match], supply: Mapping[str, Tensor], origin: TensorGraph
-) -> Iterator[Finding]:
-    """Weights that several tensors could have given, where that matters by now."""
-    doubtful: dict[str, list[str]] = defaultdict(list)
-    groups: defaultdict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
-    for name in supply:
-        groups[origin[name].dtype.name, origin[name].shape].append(name)
-    for match in pairs:
-        if match.expression == Source(match.target):
-            continue
-        if _lies_anyhow(match, origin) and not equal(supply[match.sources[0]], origin[match.sources[0]]):
-            doubtful[TURNED].append(match.target)
-        if match.certain or match.sources == (match.target,):
-            continue
-        if match.why not in TWINS:
-            if not all(equal(supply[name], origin[name]) for name in match.sources):
-                doubtful[match.why].append(match.target)
-            continue
-        for source in match.sources:
-            others = groups[origin[source].dtype.name, origin[source].shape]
-            twins = [n for n in others if n != source and equal(origin[n], origin[source])]
-            if any(not equal(supply[n], supply[source]) for n in twins):
-                doubtful[EQUAL].append(match.target)
-                break
-    for why, names in doubtful.items():
-        yield Finding(
-            AMBIGUOUS,
-            "error",
-            names[0],
-            f"{_names(names)}: {why}",
-            f"--allow-loss {AMBIGUOUS} takes those whose names fit best; ckptkit prove tells whether that is right",
-        )
-
-
-def _lies_anyhow(match: Match, origin: TensorGraph) -> bool:
-    """Whether the tensor that a match moves holds the same values transposed: it is square and symmetric, or filled."""
-    if match.how == "folded" or len(match.sources) != 1:
-        return False
-    tensor = origin[match.sources[0]]
-    axes = [n for n in tensor.shape if n != 1]
-    if len(axes) < 2 or not movable(tensor):
-        return False
-    if len(axes) == 2 and axes[0] == axes[1]:
-        edges = [
-            strided(tensor, [axes[0]], [step]) for step in (1, axes[0])
-        ]  # the first row and the first column
-        return equal(*edges) and equal(strided(tensor, axes, (1, axes[0])), tensor)
-    return equal(strided(tensor, [tensor.size], [0]), tensor)
-
-
-def _changed(
-    left: Iterable[str], weights: TensorGraph, origin: TensorGraph, supply: Mapping[str, Tensor]
-) -> Iterator[tuple[str, str]]:
-    """Weights without a place in the graph that matter: new ones, and those that are neither what they were nor what
-    has taken their place, with the name of that: it was equal at the export."""
-    for name in left:
-        tensor, was = weights[name], origin.get(name)
-        if was is None or tensor.shape != was.shape:
-            yield name, ""
-        elif tensor.dtype is not was.dtype or not equal(tensor, was):
-            alike = (n for n in supply if origin[n].shape == was.shape and origin[n].dtype is was.dtype)
-            twins = [n for n in alike if equal(origin[n], was)]
-            if not any(equal(supply[n], _like(tensor, was, name)) for n in twins):
-                yield name, twins[0] if twins else ""
-
-
-def _unused(changed: Sequence[tuple[str, str]], base: TensorGraph) -> Iterator[Finding]:
-    new = [name for name, twin in changed if not twin]
-    untied = {name: twin for name, twin in changed if twin}
-    if new:
-        yield Finding(
-            UNUSED,
-            "error",
-            new[0],
-            f"{_names(new)} of the checkpoint, new or changed, have no place in {base.origin.path}",
-            f"--exclude leaves them out by name, --allow-loss {UNUSED} all of them",
-        )
-    if untied:
-        name, twin = next(iter(untied.items()))
-        yield Finding(
-            UNUSED,
-            "error",
-            name,
-            f"{_names(list(untied))}: equal to others ({name!r} to {twin!r}) when the graph was exported, which holds "
-            "one tensor for both; they differ now",
-            "export the new weights; this graph has no place for them",
-        )
 
 
 def _is_index(tensor: Tensor) -> bool:
@@ -400,8 +300,3 @@ def _is_two_valued(tensor: Tensor) -> bool:
         if len(seen) > 2:
             return False
     return True
-
-
-def _names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"{', '.join(map(repr, names[:_LISTED]))}{more}"
