@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 import ckptkit as ck
 from ckptkit.core import files, leftovers, stream
-from tests.support import ROOT, environment
+from tests.support import ROOT, environment, run
 
 TENSORS = {f"w{i}": np.full((3000,), i, np.float32) for i in range(6)}
 
@@ -454,6 +454,22 @@ def test_a_source_that_changes_during_the_copy(source: Path, tmp_path: Path, how
     assert refusal.value.code in ("changed-on-disk", "truncated", "not-found")
     assert target.read_bytes() == b"old"
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize("name", ["out.safetensors", "out.pt", "out"])
+def test_a_bit_flipped_later_is_found_by_the_receipt(source: Path, tmp_path: Path, name: str) -> None:
+    target, receipt = tmp_path / name, tmp_path / "r.json"
+    ck.convert(source, target, receipt=receipt, verify=True, max_shard_size=None if target.suffix else 30_000)
+    assert run("digest", "--check", receipt).code == 0
+    file = target if target.is_file() else target / "model-00002-of-00003.safetensors"
+    data = bytearray(file.read_bytes())
+    at = data.index(np.float32(2).tobytes() * 8) + 5 * 4
+    data[at] ^= 1
+    file.write_bytes(data)
+    done = run("digest", "--check", receipt, "--json")
+    assert done.code == 1
+    wrong = [row["name"] for row in done.json["results"] if row["status"] != "ok"]
+    assert wrong == [None, "w2"]
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs a file system of its own")

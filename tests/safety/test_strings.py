@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.support import Result
 
@@ -161,3 +163,25 @@ def test_the_names_are_all_there(folder: Path, run: Run) -> None:
     """They are escaped for people, not lost: JSON gives them as they are."""
     found = run("inspect", "x.safetensors", "--json").json
     assert {tensor["name"] for tensor in found["tensors"]} == set(NASTY)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(names=st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=3, unique=True))
+def test_any_name_is_harmless(folder: Path, run: Run, names: list[str]) -> None:
+    """Any text at all, lone surrogates aside, which no safetensors header can hold."""
+    header = {
+        name: {"dtype": "F32", "shape": [1], "data_offsets": [4 * i, 4 * i + 4]}
+        for i, name in enumerate(names)
+    }
+    raw = json.dumps(header).encode()
+    (folder / "any.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(4 * len(names)))
+    for line in (
+        "inspect @",
+        "digest @ --tensors",
+        "diff @ other.safetensors",
+        "check @ --target other.safetensors",
+    ):
+        done = run(*("any.safetensors" if word == "@" else word for word in line.split()))
+        assert "internal" not in done.stderr
+        assert harmful(done.stdout.replace("\t", "")) == []
+        assert harmful(done.stderr) == []
