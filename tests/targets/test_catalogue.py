@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import ckptkit as ck
 from ckptkit.core.dtypes import dtype
@@ -121,6 +123,36 @@ def test_nothing_is_said_where_one_tensor_is_otherwise() -> None:
         assert said({key: row for key, row in RESNET.items() if key != name}) == ""
     assert said({**RESNET, "layer4.3.conv1.weight": ("float32", (1,))}) == ""
     assert said({**RESNET, "extra": ("float32", (1,))}) == ""
+
+
+def test_a_detector_for_other_classes_differs_in_its_head_alone() -> None:
+    """Of YOLOv8 another number of classes changes the widths within the head, too."""
+    rows = unfolded(next(row for _, row in MODELS if row["target"] == "yolov8n@ultralytics"))
+    for name, (kind, shape) in list(rows.items()):
+        if name.startswith("model.22.cv3."):
+            outputs = name.endswith((".2.weight", ".2.bias"))
+            narrow = tuple(64 if size == 80 else size for size in shape)
+            rows[name] = (kind, (2, *narrow[1:]) if outputs else narrow)
+    assert said(rows) == "YOLOv8n, ultralytics names, classifier has 2 outputs instead of 80"
+    report = ck.check(graph(rows), "yolov8n")
+    assert report.summary == "fits except the head"
+    assert {finding.name[:13] for finding in report.findings} == {"model.22.cv3."}
+    assert report.fixes == (
+        "ckptkit check x.pt --target yolov8n@ultralytics --allow-mismatch 'model.22.cv3.*'",
+    )
+    assert ck.check(graph(rows), "yolov8n@ultralytics", allow_mismatch=["model.22.cv3.*"]).fits
+
+
+@settings(max_examples=40)
+@given(
+    st.sampled_from(sorted(RESNET)),
+    st.lists(st.integers(0, 1 << 40), max_size=5),
+    st.text(st.characters(), max_size=8),
+)
+def test_odd_tensors_among_known_names_raise_nothing(name: str, shape: list[int], more: str) -> None:
+    odd = {**RESNET, name: ("float32", tuple(shape)), f"{name}{more}": ("float32", ())}
+    known = naming(graph(odd).tensors).known
+    assert known is None or known.model.name == "resnet50"
 
 
 def test_a_vocabulary_between_two_models_decides_nothing() -> None:
