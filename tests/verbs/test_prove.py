@@ -261,7 +261,7 @@ def test_a_conversion_is_proved_before_it_is_put_in_place(tmp_path: Path, run: R
     assert done.code == 0
     assert f"same outputs as {a}" in done.stdout
     refused = run("convert", a, tmp_path / "b.safetensors", "--prove")
-    assert (refused.code, refused.stderr.split(":")[0]) == (2, "error[usage]")
+    assert (refused.code, refused.stderr.split(":")[0]) == (2, "error[option-unfit]")
     assert run("convert", a, tmp_path / "c.onnx", "--module", "m:f").code == 2
 
 
