@@ -14,7 +14,7 @@ from ckptkit.rules.operations import JOINS, OPERATIONS, split, unstack
 from ckptkit.rules.outcome import Product
 from ckptkit.rules.values import Sizes
 
-MOST = 1_000_000  # tensors that one rule may make of one
+MOST = 100_000  # tensors that one rule may make of one, or of none
 
 
 class Key(NamedTuple):

@@ -6,6 +6,7 @@ there is to an operation here; its arithmetic lies in `ckptkit.ops`. Sizes and i
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 from typing import Any, Literal
 
@@ -179,7 +180,7 @@ def _blocks(tensor: Tensor, args: Arguments) -> Tensor:
     sizes = split_sizes(tensor.shape[at], len(order), args.get("sizes", "equal"))
     if sorted(order) != list(range(len(sizes))):
         raise CkptError("op-shape", f"{list(order)} does not order {len(sizes)} blocks")
-    starts = [sum(sizes[:n]) for n in range(len(sizes))]
+    starts = list(accumulate(sizes, initial=0))
     return join.concat([layout.narrow(tensor, at, starts[n], starts[n] + sizes[n]) for n in order], at)
 
 
@@ -201,7 +202,11 @@ def _slice(tensor: Tensor, args: Arguments) -> Tensor:
 def _gather(tensor: Tensor, args: Arguments) -> Tensor:
     index = list(args["index"])
     size = tensor.shape[layout.axis(tensor, args["dim"])]
-    if not index or len(index) > GATHERED or not all(0 <= n < size for n in index):
+    if len(index) > GATHERED:
+        raise CkptError(
+            "op-shape", f"{len(index):,} indices, where at most {GATHERED:,} are taken one by one"
+        )
+    if not index or not all(0 <= n < size for n in index):
         raise CkptError("op-shape", f"the indices do not lie in dimension {args['dim']} of size {size}")
     runs: list[list[int]] = []
     for n in index:

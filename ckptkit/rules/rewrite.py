@@ -3,6 +3,7 @@
 Nothing is read: shapes and dtypes of all results are known when this ends, and every problem is told at once.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,6 @@ from ckptkit.rules import coupled, outcome
 from ckptkit.rules.compose import MOST, Group, Key, Maker
 from ckptkit.rules.expressions import Bound, Environment, Expression, Value
 from ckptkit.rules.language import Parsed
-from ckptkit.rules.matcher import Matcher
 from ckptkit.rules.matching import Hit, Index
 from ckptkit.rules.model import Made, Rule
 from ckptkit.rules.nearest import Nearest
@@ -255,7 +255,7 @@ class Proof:
             return
         kinds: dict[str, list[str]] = {}
         for name in names:
-            kinds.setdefault("".join("#" if c.isdigit() else c for c in name), []).append(name)
+            kinds.setdefault(re.sub("[0-9]+", "#", name), []).append(name)
         templates = Nearest(side.template.text for rule in self.rules for side in rule.sources)
         for count, alike in enumerate(kinds.values()):
             more = f" and {len(alike) - 1} more of its kind" if len(alike) > 1 else ""
@@ -298,35 +298,55 @@ class Proof:
                     product.rule or self.parsed.name,
                     f"{sources} both become {product.name!r}",
                 )
-        first = tuple(made.values())  # rules beside others do not see each other: their order is irrelevant
+        self.beside(made)
+
+    def beside(self, made: dict[str, Product]) -> None:
+        """What ties and fills like another target make: these speak of targets of other rules, not of each other."""
+        index = Index()
+        silent: dict[int, Rule] = {}
         for number, rule in enumerate(self.rules):
             if rule.targets and rule.other is not None and number not in self.off:
+                silent[number] = rule
                 try:
-                    self.beside(rule, first, made)
+                    index.add(number, 0, rule.other, self.env, self.known)
                 except CkptError as error:
                     self.findings.append(_problem(error, rule.where))
+        for product in list(made.values()) if silent else ():
+            for hit in index.hits(product.name):
+                rule = self.rules[hit.rule]
+                silent.pop(hit.rule, None)
+                if self.full(rule):
+                    return
+                try:
+                    new = self.new(rule, product, hit.bound)
+                except CkptError as error:
+                    self.findings.append(_problem(error, rule.where))
+                    continue
+                if new.name in made:
+                    self.error("name-collision", rule.where, f"{new.name!r} is made already")
+                    continue
+                made[new.name] = new
+                self.products.append(new)
+        for rule in silent.values():
+            if not rule.optional and rule.other is not None:
+                self.error("rule-unmatched", rule.where, f"no target {rule.other.text!r} for {rule}")
 
-    def beside(self, rule: Rule, first: Sequence[Product], made: dict[str, Product]) -> None:
-        """For each target that a tie or fill speaks of: it again under another name, or a new one like it."""
-        assert rule.other is not None
-        matcher = Matcher(rule.other, self.env, self.known)
-        found = [(product, bound) for product in first if (bound := matcher.match(product.name)) is not None]
-        if not found and not rule.optional:
-            self.error("rule-unmatched", rule.where, f"no target {rule.other.text!r} for {rule}")
-        for product, bound in found:
-            name = rule.targets[0].template.fill(bound, self.env)
-            if name in made:
-                self.error("name-collision", rule.where, f"{name!r} is made already")
-                continue
-            place = product.place + 0.5
-            if rule.made is None:
-                new = product._replace(name=name, place=place, rule=rule.where, operations=("tie",))
-            else:
-                like = self.graph[product.sources[0]] if product.tensor is None else product.tensor
-                tensor = _filled(rule.made, Sizes(self.env, bound, like), like)
-                new = Product(place, name, (), rule.where, (f"fill({rule.made.value})",), tensor)
-            made[name] = new
-            self.products.append(new)
+    def new(self, rule: Rule, product: Product, bound: Mapping[str, Value]) -> Product:
+        """A target again under another name, or a new one like it."""
+        name = rule.targets[0].template.fill(bound, self.env)
+        place = product.place + 0.5
+        if rule.made is None:
+            return product._replace(name=name, place=place, rule=rule.where, operations=("tie",))
+        like = self.graph[product.sources[0]] if product.tensor is None else product.tensor
+        tensor = _filled(rule.made, Sizes(self.env, bound, like), like)
+        return Product(place, name, (), rule.where, (f"fill({rule.made.value})",), tensor)
+
+    def full(self, rule: Rule) -> bool:
+        """Whether the rules have made all that they may; tells it."""
+        allowed = len(self.order) + _MADE
+        if len(self.products) > allowed:
+            self.error("over-budget", rule.where, f"the rules make more than {allowed:,} tensors")
+        return len(self.products) > allowed
 
     # tensors
 
@@ -336,6 +356,8 @@ class Proof:
             own = [op for side in rule.sources[:1] for op in side.ops]
             self.told[number] = tuple(map(str, (*own, *rule.joins, *rule.ops)))
             for group in groups.values():
+                if self.full(rule):
+                    return
                 try:
                     self.products += Maker(self, number, group).make()
                 except CkptError as error:
@@ -343,6 +365,8 @@ class Proof:
                     self.findings.append(_problem(error, rule.where, what))
         for number, rule in enumerate(self.rules):
             if rule.made is not None and rule.other is None and number not in self.off:
+                if self.full(rule):
+                    return
                 try:
                     self.products += self.fill(rule, rule.made)
                 except CkptError as error:
@@ -358,6 +382,8 @@ class Proof:
             total *= count
         if min(counts.values(), default=0) < 0 or total > MOST:
             raise CkptError("rule-value", f"a fill of {total} tensors")
+        if max(counts.values(), default=0) > MOST:  # beside a count of 0
+            raise CkptError("rule-value", f"a fill that counts to {max(counts.values())}")
         tensor = _filled(made, self.env)
         template = rule.targets[0].template
         for bound in _indices(counts):
@@ -382,6 +408,7 @@ def _filled(made: Made, env: Environment, like: Tensor | None = None) -> Tensor:
     return arithmetic.fill(dtype, shape, kind, float(made.value) if kind == "constant" else 0)
 
 
+_MADE = 500_000  # tensors made beyond those there were
 _TOLD = 20  # problems of one kind that get a hint of their own
 
 

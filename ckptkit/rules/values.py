@@ -17,6 +17,7 @@ from ckptkit.rules.template import template
 
 _CONFIGS = ("config.json", "params.json")
 _DEEPEST = 32  # names under let that need each other
+_LONGEST = 500  # characters of the reasons why one has no value
 
 
 class Values:
@@ -41,6 +42,7 @@ class Values:
         self.let = let
         self.tables = tables
         self.known: dict[str, Value] = {name: _number(text) for name, text in given.items()}
+        self.failed: dict[str, CkptError] = {}
         self.depth = 0
         self._config: dict[str, Any] | None = None
         self._counts: dict[str, int] = {}
@@ -49,6 +51,8 @@ class Values:
     def value(self, name: str) -> Value:
         if name in self.known:
             return self.known[name]
+        if name in self.failed:
+            raise self.failed[name]
         if name in self.tables:
             return self.tables[name]
         if name.startswith("config."):
@@ -71,9 +75,10 @@ class Values:
                     return found
         finally:
             self.depth -= 1
-        raise CkptError(
-            "rule-value", f"{name} has no value: {'; '.join(reasons[:3])}", None, f"--let {name}=… states it"
-        )
+        why = "; ".join(reasons[:3])[:_LONGEST]
+        unknown = CkptError("rule-value", f"{name} has no value: {why}", None, f"--let {name}=… states it")
+        self.failed[name] = unknown  # asked for once: alternatives of alternatives would multiply
+        raise unknown
 
     def call(self, function: str, text: str, dim: int | None) -> Value:
         if function == "dim":

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from time import process_time
 
 import pytest
 import yaml
@@ -84,12 +85,39 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
         HEAD + "keep_others: true\nlet: {a: b, b: a}\nrules:\n- {fill: a, shape: [a]}",
         HEAD + "keep_others: true\nlet: {a: 999999999999*999999999999}\nrules:\n- {fill: a, shape: [a]}",
         HEAD + "rules:\n- {from: x, to: 'y.{i}', unstack: {over: i, dim: 0}}",
+        HEAD + "rules:\n- {from: x, to: 'y.{i}', split: {over: i, dim: 0, parts: 1000000000, sizes: equal}}",
+        HEAD + "keep_others: true\nrules:\n- {fill: 'a.{i}.{j}', over: {i: 0, j: 999999999999}, shape: [1]}",
+        HEAD + "keep_others: true\nrules:\n- {fill: 'a.{i}.{j}', over: {i: 9999, j: 9999}, shape: [1]}",
+        HEAD
+        + f"let: {{{', '.join(f'a{n}: [a{n + 1}, a{n + 1}, a{n + 1}]' for n in range(60))}, a60: config.no}}\n"
+        + "keep_others: true\nrules:\n- {fill: a, shape: [a0]}",
+        HEAD + "rules:\n- {from: 'x', to: y, when: 'a[" + "a[" * 400 + "0" + "]" * 401 + "'}",
+        HEAD
+        + "keep_others: true\nrules:\n"
+        + "".join(f"- {{tie: 't{n}.{{r}}', to: '{{r:**}}'}}\n" for n in range(600)),
     ],
 )
 def test_bombs_are_refused(text: str) -> None:
     graph = names("x", shape=(0, 10**15, 3))
-    graph = type(graph)({"x": type(graph["x"])(graph["x"].dtype, (10**15, 0))}, graph.origin)
-    assert code_of(lambda: Rules.parse(text).apply(graph)) in ("rule-invalid", "over-budget", "rule-value")
+    tensors = {name: type(graph["x"])(graph["x"].dtype, (10**15, 0)) for name in ("x", *map(str, range(900)))}
+    graph = type(graph)(tensors, graph.origin)
+    start = process_time()
+    try:
+        found = {finding.code for finding in Rules.parse(text).check(graph)}
+    except CkptError as error:
+        found = {error.code}
+    assert found & {"rule-invalid", "over-budget", "rule-value"}
+    assert process_time() - start < 5  # a second on a machine that does nothing else
+
+
+def test_work_grows_with_the_names_and_not_with_the_problems() -> None:
+    """Thousands of rules that match nothing, and thousands of names that no rule takes."""
+    rules = Rules.of([{"from": f"net.part_{n}.{{i}}.weight", "to": f"n.{n}.{{i}}"} for n in range(3000)])
+    graph = names(*(f"model.block{'abcdefghij'[n % 10]}.{n}.weights" for n in range(20_000)))
+    start = process_time()
+    found = rules.check(graph)
+    assert process_time() - start < 5
+    assert len(found) == 3010
 
 
 def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ckptkit.core.dtypes import DTYPES
 from ckptkit.core.graph import Origin, TensorGraph
@@ -409,3 +411,42 @@ def test_parts_keep_what_they_leave(tmp_path: Path) -> None:
         assert codes(part(dim=0, ops=["neg"], **wrong), graph) == ["op-shape"]
     assert codes(part(dim=0, stop=3, ops=["transpose"]), graph) == ["op-shape"]
     assert codes(part(dim=0, stop=3, ops=[{"cast": "float16"}]), graph) == ["op-shape"]
+
+
+def test_many_blocks_and_long_lists_cost_little() -> None:
+    graph = names("x", shape=(50_000, 0))
+    order = [*range(25_000, 50_000), *range(25_000)]
+    rules = Rules.of([{"from": "x", "to": "y", "ops": [{"blocks": {"dim": 0, "order": order}}]}])
+    assert rules.apply(graph).graph["y"].shape == (50_000, 0)
+
+
+@given(order=st.permutations(range(8)))
+def test_the_order_of_rules_is_nothing(order: list[int]) -> None:
+    rules: list[dict[str, Any]] = [
+        {"from": "norm2.{p:*}", "to": "norm3.{p}"},
+        {"from": "norm3.{p:*}", "to": "norm2.{p}"},
+        {"from": "l.{i}.{x:q|k}", "to": "l.{n-1-i}.{x|q=k,k=q}"},
+        {"from": ["c", "a"], "to": "b", "concat": {"dim": 0}},
+        {"from": "b", "to": ["a", "c"], "split": {"dim": 0}},
+        {"drop": "gone"},
+        {"tie": "tied", "to": "norm2.w"},
+        {"fill": "made.{k}", "over": {"k": 2}, "shape": [2]},
+    ]
+    graph = names(
+        "norm2.w", "norm3.w", "l.0.q", "l.0.k", "l.1.q", "l.1.k", "a", "c", "b", "gone", shape=(4, 0)
+    )
+    straight, mixed = (
+        Rules.of([rules[n] for n in way], let={"n": "count(l.{i})"}).apply(graph)
+        for way in (range(len(rules)), order)
+    )
+    assert {name: step.sources for name, step in mixed.trace.items()} == {
+        name: step.sources for name, step in straight.trace.items()
+    }
+    assert set(mixed.dropped) == set(straight.dropped)
+
+
+def test_ties_speak_of_what_other_rules_make() -> None:
+    """Never of each other, as then their order would count."""
+    rules = [{"keep": "a"}, {"tie": "b", "to": "a"}, {"tie": "c", "to": "b"}]
+    for order in (rules, rules[::-1]):
+        assert codes(Rules.of(order), names("a")) == ["rule-unmatched"]
