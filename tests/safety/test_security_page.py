@@ -11,8 +11,8 @@ PAGE = (ROOT / "docs" / "security.md").read_text("utf-8")
 NAMED = re.compile(r"`(test_\w+\.py)::(test_\w+)`")
 
 
-def tests_of(file: str) -> set[str]:
-    """The tests in all files of that name."""
+def functions_of(file: str) -> set[str]:
+    """The functions in all files of that name."""
     trees = [ast.parse(path.read_text("utf-8")) for path in (ROOT / "tests").rglob(file)]
     return {node.name for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)}
 
@@ -20,7 +20,7 @@ def tests_of(file: str) -> set[str]:
 def test_every_test_that_is_named_exists() -> None:
     named = NAMED.findall(PAGE)
     assert len(named) > 15
-    assert [f"{file}::{name}" for file, name in named if name not in tests_of(file)] == []
+    assert [f"{file}::{name}" for file, name in named if name not in functions_of(file)] == []
 
 
 def test_every_threat_has_a_test() -> None:
