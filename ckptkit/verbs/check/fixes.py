@@ -12,7 +12,6 @@ from ckptkit.format import read_with
 from ckptkit.match import mending
 from ckptkit.match.causes import CASTS, MORE
 from ckptkit.match.fit import Fit, fit
-from ckptkit.match.fitting import fitting
 from ckptkit.match.mending import Mend
 from ckptkit.match.renaming import Renaming
 from ckptkit.targets.target import Target
@@ -102,6 +101,8 @@ def _conversion(case: Case) -> Iterator[str]:
 
 def _fits_then(case: Case) -> bool:
     """Whether `convert --fit` takes the target by its name, and has something to carry over and shapes to fill."""
+    from ckptkit.match.fitting import fitting  # rules are loaded only where something does not fit
+
     if case.target.kind not in ("module", "architecture") and not os.path.exists(case.target.path):
         return False
     try:
