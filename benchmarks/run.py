@@ -270,6 +270,35 @@ def renames(b: Bench) -> None:
         )
 
 
+RULES = {
+    "stack": '- {from: "layers.{i}.weight", to: w, stack: {over: i, dim: 0}}',
+    "concat": '- {from: "layers.{i}.weight", to: w, concat: {over: i, dim: 0}}',
+    "split": '- {from: "layers.{i}.weight", to: ["a.{i}", "b.{i}"], split: {dim: 0}}',
+}
+
+
+def rules(b: Bench) -> None:
+    source, target = b.path("rules.safetensors"), b.target("x.safetensors")
+    subprocess.run([*CKPTKIT, "convert", "-q", "-y", b.plain(), source], check=True)
+    convert = [*CKPTKIT, "convert", "-q", source, target]
+    b.compare(
+        f"{b.size} MB, every tensor renamed",
+        "≤ 1.05× a plain conversion",
+        ckptkit=[*convert, "--rules", "add:model."],
+        plain=convert,
+        cp=["cp", source, b.target("copy")],
+    )
+    for name, rule in RULES.items():
+        path = Path(b.path(f"{name}.yaml"))
+        path.write_text(f"ckptkit-rules: 1\nrules:\n{rule}\n")
+        b.compare(
+            f"{b.size} MB, {name} along dimension 0",
+            "≤ 1.5× cp",
+            ckptkit=[*convert, "--rules", str(path)],
+            cp=["cp", source, b.target("copy")],
+        )
+
+
 CASES: dict[str, Callable[[Bench], None]] = {
     "small": small,
     "many": many,
@@ -279,6 +308,7 @@ CASES: dict[str, Callable[[Bench], None]] = {
     "diff": diff,
     "digest": digest,
     "renames": renames,
+    "rules": rules,
     "transplant": transplant,
 }
 
