@@ -28,8 +28,8 @@ def test_it_leaves_others_alone(path: str) -> None:
 
 
 def test_what_it_runs(tmp_path: Path) -> None:
-    program, command = HOOK["entry"].split()
+    program, *command = HOOK["entry"].split()
     assert program == "ckptkit"
     good = ROOT / "fixtures" / "good" / "pickles"
-    assert run(command, good / "views.pt").code == 0
-    assert run(command, good / "views.pt", good / "unsafe.pt").code == 1
+    assert run(*command, good / "views.pt").code == 0
+    assert run(*command, good / "views.pt", good / "unsafe.pt").code == 1
