@@ -21,8 +21,9 @@ from ckptkit.targets.catalogue import Published, architectures
 def command(words: tuple[str, ...], style: str | None) -> int:
     """Published architectures, targets of `check` by name.
 
-    There is a contract for each. With WORDs, those that have one of them in their names. A target is NAME, NAME@SCHEME for the names of one library,
-    and NAME,DIMENSION=SIZE for another size: resnet50@hf,classes=10. `ckptkit contract NAME` prints the contract.
+    There is a contract for each. With WORDs, those that have one of them in their names. A target is NAME,
+    NAME@SCHEME for the names of one library, and NAME,DIMENSION=SIZE for another size: resnet50@hf,classes=10.
+    `ckptkit contract NAME` prints the contract.
     """
     found = [model for model in architectures() if not words or _has(model, words)]
     if not found:
