@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ckptkit.core.dtypes import DTYPES
+from ckptkit.rules.joins import JOINS, SPLITS
 from ckptkit.rules.language import COMMON, KEYS
-from ckptkit.rules.operations import JOINS, OPERATIONS, SPLITS, WORDS
+from ckptkit.rules.operations import OPERATIONS, WORDS
 
 Schema = dict[str, Any]
 

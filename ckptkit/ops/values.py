@@ -5,9 +5,9 @@ does on a CPU. Only floats are computed with: integers, bools and packed types a
 """
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ckptkit.core.dtypes import DTYPES, DType
 from ckptkit.core.errors import CkptError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
+NOT_FINITE = "not-finite"  # the tally's name for finite values of which arithmetic makes infinities or NaN
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 UNARY: dict[str, str] = {  # name in rules → numpy's
@@ -91,6 +92,7 @@ class Mapped:
             count = min(step, first.nbytes - at) // kind.itemsize
             out, add = values[:count], other[:count]
             pulls[0].into(out.data.cast("B"))
+            finite = None if tally is None else np.isfinite(out)
             with np.errstate(all="ignore"):
                 if self.function in UNARY:
                     getattr(np, UNARY[self.function])(out, out=out)
@@ -98,55 +100,14 @@ class Mapped:
                     getattr(np, BINARY[self.function])(out, kind.type(self.operand), out=out)
                 for pull in pulls[1:]:
                     pull.into(add.data.cast("B"))
+                    if finite is not None:
+                        finite &= np.isfinite(add)
                     getattr(np, BINARY.get(self.function, "add"))(out, add, out=out)
                 if self.function == "mean":
                     np.divide(out, kind.type(len(pulls)), out=out)
+            if tally is not None and finite is not None:
+                tally.add(NOT_FINITE, int(np.count_nonzero(finite & ~np.isfinite(out))))
             yield out.data.cast("B")
-
-
-def same(tensors: Sequence[Tensor]) -> Tensor:
-    """The first of tensors that must be equal byte for byte, which is checked while they are streamed.
-
-    Raises CkptError `op-shape` when dtypes or shapes differ; streaming raises `replicas-differ`.
-    """
-    first = tensors[0]
-    for tensor in tensors:
-        if tensor.shape != first.shape or tensor.dtype is not first.dtype:
-            found = f"{first.dtype} {list(first.shape)} and {tensor.dtype} {list(tensor.shape)}"
-            raise CkptError("op-shape", f"{found} cannot be equal")
-    others = tuple(tensor for tensor in tensors[1:] if tensor.storage != first.storage)
-    if not others or not first.nbytes:
-        return first
-    return Tensor(first.dtype, first.shape, source=Same(first, others), kind=first.kind)
-
-
-@dataclass(frozen=True, slots=True)
-class Same:
-    """The bytes of `origin`, compared with those of its replicas as they pass."""
-
-    origin: Tensor
-    others: tuple[Tensor, ...]
-
-    @property
-    def identity(self) -> Hashable:
-        return ("same", self.origin.storage, tuple(tensor.storage for tensor in self.others))
-
-    @property
-    def extents(self) -> tuple[Extent, ...]:
-        return self.origin.extents
-
-    def memory(self, limit: int) -> int:
-        return self.origin.memory(limit) + sum(tensor.memory(limit) + limit for tensor in self.others)
-
-    def chunks(self, limit: int, tally: Tally | None = None) -> Iterator[Buffer]:
-        pulls = [Puller(tensor, limit, tally) for tensor in self.others]
-        scratch = memoryview(bytearray(limit))
-        for chunk in self.origin.chunks(limit, tally):
-            for pull in pulls:
-                pull.into(scratch[: len(chunk)])
-                if scratch[: len(chunk)] != memoryview(chunk).cast("B"):
-                    raise CkptError("replicas-differ", "tensors that must be equal differ in their values")
-            yield chunk
 
 
 def weight_norm(magnitude: Tensor, direction: Tensor) -> Tensor:
@@ -220,7 +181,10 @@ class Scaled:
         factor = self._factor(limit, tally)
         for values, index in self._indexed(limit, tally):
             with np.errstate(all="ignore"):
-                yield np.multiply(values, factor[index]).astype(values.dtype).data.cast("B")
+                out = np.multiply(values, factor[index]).astype(values.dtype)
+            if tally is not None:
+                tally.add(NOT_FINITE, int(np.count_nonzero(np.isfinite(values) & ~np.isfinite(out))))
+            yield out.data.cast("B")
 
     def _factor(self, limit: int, tally: Tally | None) -> "Array":
         """The factor for each index, float64."""
@@ -346,54 +310,3 @@ class Dequantized:
             step *= g
             left //= n
         return place
-
-
-Fill = Literal["constant", "arange", "causal", "eye"]
-
-
-def fill(dtype: DType, shape: tuple[int, ...], kind: Fill, value: float = 0) -> Tensor:
-    """A tensor made of nothing: a number everywhere, 0, 1, 2, … along the last dimension, the lower triangle or the
-    diagonal of the last two. Raises CkptError `op-dtype` for packed types and complex numbers."""
-    if dtype.bits % 8 or dtype.kind not in ("float", "int", "uint", "bool") or dtype.numpy is None:
-        raise CkptError("op-dtype", f"{dtype} tensors are not filled")
-    if kind in ("causal", "eye") and len(shape) < 2:
-        raise CkptError("op-shape", f"{kind} needs two dimensions")
-    return Tensor(dtype, shape, source=Filled(dtype, shape, kind, value))
-
-
-@dataclass(frozen=True, slots=True)
-class Filled:
-    dtype: DType
-    shape: tuple[int, ...]
-    kind: Fill
-    value: float
-    identity: Hashable = field(default_factory=object)  # equal values are no shared storage
-
-    @property
-    def extents(self) -> tuple[Extent, ...]:
-        return ()
-
-    def memory(self, limit: int) -> int:
-        return 8 * limit
-
-    def chunks(self, limit: int, tally: Tally | None = None) -> Iterator[Buffer]:
-        import numpy as np
-
-        from ckptkit.core.arrays import numpy_dtype
-
-        kind = numpy_dtype(self.dtype)
-        step = max(1, limit // 16)
-        total = prod(self.shape)
-        if self.kind == "constant":
-            values = np.full(min(step, total), self.value, kind).view(np.uint8)
-            for at in range(0, total, step):
-                yield values[: min(step, total - at) * kind.itemsize].data
-            return
-        last = self.shape[-1] if self.shape else 1
-        for at in range(0, total, step):
-            place = np.arange(at, min(at + step, total))
-            column: Array = place % last
-            if self.kind != "arange":
-                row = place // last % self.shape[-2]
-                column = column <= row if self.kind == "causal" else column == row
-            yield column.astype(kind).view(np.uint8).data

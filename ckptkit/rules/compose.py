@@ -8,9 +8,10 @@ from ckptkit.core.errors import CkptError
 from ckptkit.core.tensor import Tensor
 from ckptkit.ops.layout import axis
 from ckptkit.rules.expressions import Bound, Environment, Expression, Value
+from ckptkit.rules.joins import JOINS, split, unstack
 from ckptkit.rules.matcher import option
 from ckptkit.rules.model import Op, Rule, Side
-from ckptkit.rules.operations import JOINS, OPERATIONS, split, unstack
+from ckptkit.rules.operations import OPERATIONS
 from ckptkit.rules.outcome import Product
 from ckptkit.rules.values import Sizes
 

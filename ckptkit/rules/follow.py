@@ -115,4 +115,5 @@ def after(first: Rewrite, second: Rewrite) -> Rewrite:
         trace[name] = Trace(sources, step.rule, (*operations, *step.operations))
     dropped = tuple(source for name in second.dropped for source in first.trace[name].sources)
     findings = (*first.findings, *second.findings)
-    return replace(second, trace=trace, dropped=(*first.dropped, *dropped), findings=findings)
+    checks = (*first.checks, *second.checks)
+    return replace(second, trace=trace, dropped=(*first.dropped, *dropped), findings=findings, checks=checks)

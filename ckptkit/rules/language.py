@@ -8,9 +8,10 @@ from ckptkit.core.errors import CkptError
 from ckptkit.rules.checks import checked, named
 from ckptkit.rules.expressions import Expression
 from ckptkit.rules.expressions import parse as parse_expression
+from ckptkit.rules.joins import JOINS, SPLITS
 from ckptkit.rules.model import Made, Op, Rule, Side
 from ckptkit.rules.nodes import Node
-from ckptkit.rules.operations import JOINS, OPERATIONS, SPLITS, WORDS, dtype
+from ckptkit.rules.operations import OPERATIONS, WORDS, dtype
 from ckptkit.rules.template import Template, template
 
 VERSION = "1"
@@ -21,7 +22,7 @@ COMMON = ("when", "optional", "note")
 KEYS: dict[str, tuple[str, ...]] = {  # by the key that tells the kind
     "from": ("to", "ops", "each", *JOINS, *SPLITS),
     "keep": ("ops",),
-    "drop": ("same_as",),
+    "drop": ("same_as", "value"),
     "shared": (),
     "tie": ("to",),
     "fill": ("value", "shape", "dtype", "over", "like"),
@@ -285,8 +286,11 @@ class _Reader:
 
     def _drop(self, item: Node, fields: dict[str, Node], scope: _Scope) -> Rule:
         other = self.template(fields["same_as"], scope.source) if "same_as" in fields else None
+        if other is not None and "value" in fields:
+            self.fail(fields["value"], "what is dropped equals another tensor, or holds a value")
         side = Side(self.template(fields["drop"], scope.source))
-        return Rule("drop", self.at(item), (side,), other=other)
+        made = Made(self.filling(fields["value"])) if "value" in fields else None
+        return Rule("drop", self.at(item), (side,), other=other, made=made)
 
     def _shared(self, item: Node, fields: dict[str, Node], scope: _Scope) -> Rule:
         return Rule("shared", self.at(item), (Side(self.template(fields["shared"], scope.source)),))
@@ -303,12 +307,9 @@ class _Reader:
             self.fail(fields["over"], "a fill is like other tensors, or runs over numbers")
         if "shape" not in fields and "like" not in fields:
             self.fail(item, "a fill has a shape, or is like another tensor", "shape: [2, 3], or like: NAME")
-        value = self.text(fields["value"]) if "value" in fields else "0"
-        if value not in _FILLS:
-            self.number(fields.get("value", item), value)
         over = self.mapping(fields["over"]) if "over" in fields else {}
         made = Made(
-            value,
+            self.filling(fields["value"]) if "value" in fields else "0",
             tuple(self.expression(e) for e in self.items(fields["shape"])) if "shape" in fields else None,
             self.located(item, dtype, self.text(fields["dtype"])) if "dtype" in fields else None,
             {hole: self.expression(count) for hole, count in over.items()},
@@ -316,6 +317,13 @@ class _Reader:
         side = Side(self.template(fields["fill"], scope.target))
         other = self.template(fields["like"], scope.target) if "like" in fields else None
         return Rule("fill", self.at(item), targets=(side,), other=other, made=made)
+
+    def filling(self, node: Node) -> str:
+        """What fills a tensor: a number or one of a few words."""
+        value = self.text(node)
+        if value not in _FILLS:
+            self.number(node, value)
+        return value
 
     def sides(self, node: Node, prefix: str) -> tuple[Side, ...]:
         found = []

@@ -1,12 +1,13 @@
 """What a rule file says, as values: sides, steps and rules; and those written out again as data."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ckptkit.core.dtypes import DType
 from ckptkit.rules.expressions import Expression
-from ckptkit.rules.operations import JOINS, OPERATIONS, SPLITS
+from ckptkit.rules.joins import JOINS, SPLITS
+from ckptkit.rules.operations import OPERATIONS
 from ckptkit.rules.template import Template
 
 Kind = Literal["move", "drop", "fill", "tie", "shared"]
@@ -52,9 +53,9 @@ class Made:
     """What `fill` makes; shape and dtype are those of the tensor that it is like where they are None."""
 
     value: str
-    shape: tuple[Expression, ...] | None
-    dtype: DType | None
-    over: Mapping[str, Expression]
+    shape: tuple[Expression, ...] | None = None
+    dtype: DType | None = None
+    over: Mapping[str, Expression] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class Rule:
         ops: what happens in between.
         when: all must hold. optional: it may match nothing.
         other: the target that a tie repeats, or that a fill is like; the source that a dropped tensor must equal.
-        made: of a fill.
+        made: of a fill; of a drop, what the tensor must hold.
     """
 
     kind: Kind
@@ -120,6 +121,8 @@ class Rule:
             found = {self.kind: self.sources[0].template.text}
             if self.other is not None:
                 found["same_as"] = self.other.text
+            if self.made is not None:
+                found["value"] = self.made.value
         else:
             found = {self.kind: self.targets[0].template.text}
             if self.other is not None:

@@ -1,13 +1,13 @@
-"""The operations that rules know: what each takes, what it makes of a tensor, and what undoes it.
+"""The operations that rules know on one tensor: what each takes, what it makes, and what undoes it.
 
-Three tables: `OPERATIONS` turn one tensor into one, `JOINS` several into one, `SPLITS` one into several. A row is all
-there is to an operation here; its arithmetic lies in `ckptkit.ops`. Sizes and indices are expressions.
+A row of `OPERATIONS` is all there is to an operation here; its arithmetic lies in `ckptkit.ops`. Sizes and indices are
+expressions. What makes one tensor of several, or several of one, is in `ckptkit.rules.joins`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from math import prod
+from math import isfinite, prod
 from typing import Any, Literal
 
 from ckptkit.core.dtypes import DTYPES, DType
@@ -15,6 +15,8 @@ from ckptkit.core.errors import CkptError
 from ckptkit.core.tensor import Tensor
 from ckptkit.ops import join, layout, resize, values
 from ckptkit.ops.cast import cast
+from ckptkit.ops.equal import after, counted
+from ckptkit.ops.fill import fill
 from ckptkit.rules.expressions import Expression
 
 Exactness = Literal["exact", "approximate", "lossy"]
@@ -62,6 +64,18 @@ def _lossy(reason: str) -> Inverse:
 
 def _undone_by(name: str) -> Inverse:
     return lambda args: (name, dict(args))
+
+
+def _undone_with(name: str) -> Inverse:
+    """By the opposite arithmetic with the same number."""
+
+    def inverse(args: Written) -> tuple[str, dict[str, Any]]:
+        by = args["by"]
+        if not isfinite(by) or (name in ("multiply", "divide") and not by):
+            raise Irreversible(f"every value comes out alike by {by}")
+        return name, dict(args)
+
+    return inverse
 
 
 def _reshape(tensor: Tensor, args: Arguments) -> Tensor:
@@ -229,19 +243,25 @@ def _pad(tensor: Tensor, args: Arguments) -> Tensor:
         if count < 0:
             raise CkptError("op-shape", f"padding by {count}")
         shape = (*tensor.shape[:at], count, *tensor.shape[at + 1 :])
-        parts.append(values.fill(tensor.dtype, shape, "constant", args.get("value", 0)))
+        parts.append(fill(tensor.dtype, shape, "constant", args.get("value", 0)))
     return join.concat([parts[0], tensor, parts[1]], at)
 
 
-def _unpad(args: Written) -> tuple[str, dict[str, Any]]:
-    from ckptkit.rules.expressions import parse
-
-    found: dict[str, Any] = {"dim": args["dim"]}
-    if "before" in args:
-        found["start"] = args["before"]
-    if "after" in args:
-        found["stop"] = parse(f"dim({args['dim'].text})-({args['after'].text})")
-    return "slice", found
+def _unpad(tensor: Tensor, args: Arguments) -> Tensor:
+    """Without what `pad` adds, which is compared with that once the rest is read."""
+    at = layout.axis(tensor, args["dim"])
+    size = tensor.shape[at]
+    before, rest = args.get("before", 0), args.get("after", 0)
+    if min(before, rest, size - before - rest) < 0:
+        raise CkptError("op-shape", f"a dimension of size {size} has no padding of {before} and {rest}")
+    margins = [layout.narrow(tensor, at, *ends) for ends in ((0, before), (size - rest, size))]
+    watched = [
+        counted(cut, fill(cut.dtype, cut.shape, "constant", args.get("value", 0)))
+        for cut in margins
+        if cut.size
+    ]
+    middle = layout.narrow(tensor, at, before, size - rest)
+    return after(middle, watched) if watched else middle
 
 
 def _part(tensor: Tensor, args: Arguments) -> Tensor:
@@ -296,30 +316,31 @@ def _function(name: str) -> Callable[[Tensor, Arguments], Tensor]:
     return lambda tensor, args: values.elementwise(tensor, name, args.get("by"))
 
 
-_DIM = {"dim": "int"}
+DIM = {"dim": "int"}
 # fmt: off
 OPERATIONS: dict[str, Operation] = {
     "reshape": Operation(_reshape, {"to": "ints", "from": "ints?"}, "to", _unreshape, "exact", "another shape, the same order; one size may be -1"),
-    "flatten": Operation(_flatten, _DIM | {"sizes": "ints"}, "", _undone_by("unflatten"), "exact", "merge neighbouring dimensions of these sizes into one"),
-    "unflatten": Operation(_unflatten, _DIM | {"sizes": "ints"}, "", _undone_by("flatten"), "exact", "one dimension into several"),
+    "flatten": Operation(_flatten, DIM | {"sizes": "ints"}, "", _undone_by("unflatten"), "exact", "merge neighbouring dimensions of these sizes into one"),
+    "unflatten": Operation(_unflatten, DIM | {"sizes": "ints"}, "", _undone_by("flatten"), "exact", "one dimension into several"),
     "squeeze": Operation(_squeeze, {"dims": "ints"}, "dims", _undone_by("unsqueeze"), "exact", "take out dimensions of size 1"),
     "unsqueeze": Operation(_unsqueeze, {"dims": "ints"}, "dims", _undone_by("squeeze"), "exact", "put in dimensions of size 1"),
     "transpose": Operation(_transpose, {"dims": "ints?"}, "dims", _undone_by("transpose"), "exact", "exchange two dimensions; a matrix needs none named"),
     "permute": Operation(lambda t, a: layout.permute(t, a["order"]), {"order": "ints"}, "order", _unpermute, "exact", "dimensions in another order"),
-    "heads": Operation(_heads, _DIM | {"view": "ints", "order": "ints"}, "", _unheads, "exact", "cut a dimension into factors, reorder these, merge them again"),
-    "blocks": Operation(_blocks, _DIM | {"order": "ints", "sizes": "sizes?"}, "", _unblocks, "exact", "cut a dimension into blocks and reorder these"),
-    "flip": Operation(_flip, _DIM, "dim", _undone_by("flip"), "exact", "a dimension backwards"),
-    "slice": Operation(_slice, _DIM | {"start": "int?", "stop": "int?", "step": "int?"}, "", _lossy("a slice forgets the rest"), "lossy", "part of a dimension"),
-    "gather": Operation(_gather, _DIM | {"index": "ints"}, "", _lossy("a gather may forget rows"), "lossy", "these indices of a dimension"),
-    "pad": Operation(_pad, _DIM | {"before": "int?", "after": "int?", "value": "number?"}, "", _unpad, "exact", "more of a dimension, filled with a number"),
-    "part": Operation(_part, _DIM | {"start": "int?", "stop": "int?", "ops": "ops"}, "", _undone_by("part"), "exact", "operations on part of a dimension; the rest stays"),
+    "heads": Operation(_heads, DIM | {"view": "ints", "order": "ints"}, "", _unheads, "exact", "cut a dimension into factors, reorder these, merge them again"),
+    "blocks": Operation(_blocks, DIM | {"order": "ints", "sizes": "sizes?"}, "", _unblocks, "exact", "cut a dimension into blocks and reorder these"),
+    "flip": Operation(_flip, DIM, "dim", _undone_by("flip"), "exact", "a dimension backwards"),
+    "slice": Operation(_slice, DIM | {"start": "int?", "stop": "int?", "step": "int?"}, "", _lossy("a slice forgets the rest"), "lossy", "part of a dimension"),
+    "gather": Operation(_gather, DIM | {"index": "ints"}, "", _lossy("a gather may forget rows"), "lossy", "these indices of a dimension"),
+    "pad": Operation(_pad, DIM | {"before": "int?", "after": "int?", "value": "number?"}, "", _undone_by("unpad"), "exact", "more of a dimension, filled with a number"),
+    "unpad": Operation(_unpad, DIM | {"before": "int?", "after": "int?", "value": "number?"}, "", _undone_by("pad"), "exact", "a dimension without its padding, which is compared"),
+    "part": Operation(_part, DIM | {"start": "int?", "stop": "int?", "ops": "ops"}, "", _undone_by("part"), "exact", "operations on part of a dimension; the rest stays"),
     "resize": Operation(_resize, {"dims": "ints", "to": "ints", "mode": "word?", "antialias": "flag?"}, "", _lossy("resampling cannot be undone"), "lossy", "resample dimensions: nearest, linear, cubic"),
-    "resize_grid": Operation(_resize_grid, _DIM | {"from": "ints", "to": "ints", "skip": "int?", "mode": "word?", "antialias": "flag?"}, "", _lossy("resampling cannot be undone"), "lossy", "resample positions that lie in one dimension"),
+    "resize_grid": Operation(_resize_grid, DIM | {"from": "ints", "to": "ints", "skip": "int?", "mode": "word?", "antialias": "flag?"}, "", _lossy("resampling cannot be undone"), "lossy", "resample positions that lie in one dimension"),
     "cast": Operation(_cast, {"to": "dtype", "from": "dtype?"}, "to", _uncast, "approximate", "another floating-point dtype"),
-    "add": Operation(_function("add"), {"by": "number"}, "by", _undone_by("subtract"), "approximate", "add a number"),
-    "subtract": Operation(_function("subtract"), {"by": "number"}, "by", _undone_by("add"), "approximate", "subtract a number"),
-    "multiply": Operation(_function("multiply"), {"by": "number"}, "by", _undone_by("divide"), "approximate", "multiply by a number"),
-    "divide": Operation(_function("divide"), {"by": "number"}, "by", _undone_by("multiply"), "approximate", "divide by a number"),
+    "add": Operation(_function("add"), {"by": "number"}, "by", _undone_with("subtract"), "approximate", "add a number"),
+    "subtract": Operation(_function("subtract"), {"by": "number"}, "by", _undone_with("add"), "approximate", "subtract a number"),
+    "multiply": Operation(_function("multiply"), {"by": "number"}, "by", _undone_with("divide"), "approximate", "multiply by a number"),
+    "divide": Operation(_function("divide"), {"by": "number"}, "by", _undone_with("multiply"), "approximate", "divide by a number"),
     "neg": Operation(_function("neg"), {}, "", _undone_by("neg"), "exact", "change the sign"),
     "exp": Operation(_function("exp"), {}, "", _undone_by("log"), "approximate", "e to the power"),
     "log": Operation(_function("log"), {}, "", _undone_by("exp"), "approximate", "natural logarithm"),
@@ -331,77 +352,6 @@ OPERATIONS: dict[str, Operation] = {
 # fmt: on
 
 
-@dataclass(frozen=True, slots=True)
-class Join:
-    """A row of `JOINS`: several tensors into one. `inverse` is the split that undoes it, "" if there is none."""
-
-    run: Callable[[Sequence[Tensor], Arguments], Tensor]
-    takes: Mapping[str, str]
-    inverse: str
-    about: str
-
-
-def _concat(tensors: Sequence[Tensor], args: Arguments) -> Tensor:
-    if "sizes" in args and tensors:
-        dim = layout.axis(tensors[0], args["dim"])
-        found = [tensor.shape[dim] for tensor in tensors]
-        wanted = split_sizes(sum(found), len(found), args["sizes"])
-        if list(wanted) != found:
-            raise CkptError("op-shape", f"parts of {found} are joined where {list(wanted)} were stated")
-    return join.concat(tensors, args["dim"])
-
-
-def _weight_norm(tensors: Sequence[Tensor], args: Arguments) -> Tensor:
-    magnitude, direction = _exactly(tensors, 2, "a magnitude and a direction")
-    return values.weight_norm(magnitude, direction)
-
-
-def _dequantize(tensors: Sequence[Tensor], args: Arguments) -> Tensor:
-    if len(tensors) not in (2, 3):
-        raise CkptError("op-shape", "dequantize takes a weight, its scales and perhaps zero points")
-    zero = tensors[2] if len(tensors) == 3 else None
-    dtype = args.get("dtype", DTYPES["bfloat16"])
-    return values.dequantize(
-        tensors[0], tensors[1], zero, args.get("block", ()), dtype, args.get("inverse", False)
-    )
-
-
-def _fold_weight(tensors: Sequence[Tensor], args: Arguments) -> Tensor:
-    weight, gamma, variance = _exactly(tensors, 3, "a weight, gamma and the running variance")
-    return values.batch_norm_weight(weight, gamma, variance, args.get("eps", 1e-5))
-
-
-def _fold_bias(tensors: Sequence[Tensor], args: Arguments) -> Tensor:
-    if len(tensors) not in (4, 5):
-        raise CkptError("op-shape", "fold_bias takes gamma, beta, mean, variance and perhaps a bias")
-    gamma, beta, mean, variance = tensors[:4]
-    bias = tensors[4] if len(tensors) == 5 else None
-    return values.batch_norm_bias(mean, variance, gamma, beta, bias, args.get("eps", 1e-5))
-
-
-def _exactly(tensors: Sequence[Tensor], count: int, what: str) -> Sequence[Tensor]:
-    if len(tensors) != count:
-        raise CkptError("op-shape", f"{len(tensors)} tensors instead of {what}")
-    return tensors
-
-
-_OVER = {"over": "name?", "start": "int?", "parts": "int?"}
-# fmt: off
-JOINS: dict[str, Join] = {
-    "concat": Join(_concat, _DIM | _OVER | {"sizes": "sizes?"}, "split", "one after the other along a dimension"),
-    "stack": Join(lambda t, a: join.stack(t, a["dim"]), _DIM | _OVER, "unstack", "side by side along a new dimension"),
-    "same": Join(lambda t, a: values.same(t), _OVER, "", "equal tensors, compared, as one"),
-    "combine": Join(lambda t, a: values.combine(t, a["with"]), {"with": "word"} | _OVER, "", "mean, add, subtract, multiply or divide"),
-    "weight_norm": Join(_weight_norm, {}, "", "g · v / ‖v‖"),
-    "dequantize": Join(_dequantize, {"block": "ints?", "dtype": "dtype?", "inverse": "flag?"}, "", "(weight − zero point) · scale"),
-    "fold_weight": Join(_fold_weight, {"eps": "number?"}, "", "a weight with the batch norm after it folded in"),
-    "fold_bias": Join(_fold_bias, {"eps": "number?"}, "", "a bias with the batch norm after it folded in"),
-}
-SPLITS: dict[str, Mapping[str, str]] = {
-    "split": _DIM | _OVER | {"sizes": "sizes?"},
-    "unstack": _DIM | _OVER,
-}
-# fmt: on
 WORDS: dict[str, tuple[str, ...]] = {
     "with": ("mean", *values.BINARY),
     "mode": resize.MODES,
@@ -420,24 +370,6 @@ def split_sizes(total: int, parts: int, sizes: Sequence[int] | str) -> tuple[int
     if len(found) != parts or min(found, default=0) < 0 or sum(found) != total:
         raise CkptError("op-shape", f"{total} cannot be divided into {parts} parts of {list(sizes)}")
     return tuple(found)
-
-
-def split(tensor: Tensor, dim: int, parts: int, sizes: Sequence[int] | str) -> list[Tensor]:
-    """The parts of a tensor along a dimension."""
-    at = layout.axis(tensor, dim)
-    found = []
-    start = 0
-    for size in split_sizes(tensor.shape[at], parts, sizes):
-        found.append(layout.narrow(tensor, at, start, start + size))
-        start += size
-    return found
-
-
-def unstack(tensor: Tensor, dim: int, index: int) -> Tensor:
-    """One entry of a dimension, without it."""
-    at = layout.axis(tensor, dim)
-    shape = (*tensor.shape[:at], *tensor.shape[at + 1 :])
-    return layout.reshape(layout.narrow(tensor, at, index, index + 1), shape)
 
 
 def dtype(name: str) -> DType:

@@ -50,6 +50,7 @@ class Rewrite:
         graph: the graph under its new names; tensors that were only renamed are the same objects.
         trace: new name → where it came from, for every name.
         dropped: names that go nowhere.
+        checks: tensors to be streamed, to nowhere, for what they compare: those dropped must be what the rules say.
         findings: notes.
     """
 
@@ -57,6 +58,7 @@ class Rewrite:
     trace: Mapping[str, Trace]
     dropped: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
+    checks: tuple[Tensor, ...] = ()
 
 
 def unchanged(graph: TensorGraph, note: Finding) -> Rewrite:
@@ -65,7 +67,11 @@ def unchanged(graph: TensorGraph, note: Finding) -> Rewrite:
 
 
 def rewritten(
-    graph: TensorGraph, products: Sequence[Product], dropped: Sequence[str], findings: Sequence[Finding]
+    graph: TensorGraph,
+    products: Sequence[Product],
+    dropped: Sequence[str],
+    findings: Sequence[Finding],
+    checks: Sequence[Tensor],
 ) -> Rewrite:
     """The graph of these products, which are in order and have different names."""
     single = (p for p in reversed(products) if len(p.sources) == 1 and p.operations != ("tie",))
@@ -87,7 +93,7 @@ def rewritten(
     result = replace(result, metadata=_moved(graph.metadata, changed))
     trace = {p.name: Trace(p.sources, p.rule, p.operations) for p in products}
     notes = tuple(finding for finding in findings if finding.severity != "error")
-    return Rewrite(result, trace, tuple(dropped), notes)
+    return Rewrite(result, trace, tuple(dropped), notes, tuple(checks))
 
 
 def _moved(metadata: Mapping[str, str], changed: Mapping[str, str]) -> Mapping[str, str]:

@@ -14,10 +14,11 @@ from ckptkit.core.errors import CkptError
 from ckptkit.core.findings import Finding
 from ckptkit.rules.expressions import Call, Expression, Value
 from ckptkit.rules.expressions import parse as parse_expression
+from ckptkit.rules.joins import JOINS
 from ckptkit.rules.language import Parsed
 from ckptkit.rules.matcher import Matcher
-from ckptkit.rules.model import Op, Rule, Side
-from ckptkit.rules.operations import JOINS, OPERATIONS, Irreversible
+from ckptkit.rules.model import Made, Op, Rule, Side
+from ckptkit.rules.operations import OPERATIONS, Irreversible
 from ckptkit.rules.outcome import RulesError
 from ckptkit.rules.template import Template, escaped, template
 
@@ -81,7 +82,9 @@ class _Reverser:
         if rule.kind == "tie":
             return [replace(kept, kind="drop", sources=rule.targets, targets=())]
         if rule.kind == "fill":
-            return [replace(kept, kind="drop", sources=rule.targets, targets=(), made=None, other=None)]
+            assert rule.made is not None
+            made = Made(rule.made.value)
+            return [replace(kept, kind="drop", sources=rule.targets, targets=(), made=made, other=None)]
         if rule.kind == "shared":
             return []
         first = self.copies.get(id(rule))

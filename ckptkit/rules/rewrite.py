@@ -13,7 +13,8 @@ from ckptkit.core.errors import CkptError
 from ckptkit.core.findings import Finding
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.tensor import Tensor
-from ckptkit.ops import values as arithmetic
+from ckptkit.ops.equal import counted, same
+from ckptkit.ops.fill import fill
 from ckptkit.rules import coupled, outcome
 from ckptkit.rules.compose import MOST, Group, Key, Maker
 from ckptkit.rules.expressions import Bound, Environment, Expression, Value
@@ -82,7 +83,9 @@ class Proof:
         self.used: set[int] = set()
         self.groups: dict[int, dict[tuple[Value, ...], Group]] = {}
         self.holes: dict[int, tuple[list[str], list[str]]] = {}  # rule → its own holes, those of its joins
+        self.copy_of: dict[str, str] = {}  # dropped source → the one that it must equal
         self.equal: dict[str, list[str]] = {}  # source → dropped ones that must equal it
+        self.checks: list[Tensor] = []  # dropped ones, and what they must hold
         self.dropped: list[str] = []
         self.unwrapped = False
         self.told: dict[int, tuple[str, ...]] = {}  # rule → its operations in words
@@ -95,13 +98,15 @@ class Proof:
         if not self.findings:
             left = [name for name in left if not self.follows(name)]
             self.leftover(left)
+            self.originals()
             self.compose()
             self.check_rules()
             self.collisions()
         if any(finding.severity == "error" for finding in self.findings):
             return None, self.findings
         self.products.sort(key=lambda product: product.place)
-        return outcome.rewritten(self.graph, self.products, self.dropped, self.findings), self.findings
+        made = outcome.rewritten(self.graph, self.products, self.dropped, self.findings, self.checks)
+        return made, self.findings
 
     def error(self, code: str, where: str, message: str, hint: str = "") -> None:
         self.findings.append(Finding(code, "error", where, message, hint))
@@ -135,11 +140,9 @@ class Proof:
         left = []
         shared = frozenset(n for n, rule in enumerate(self.rules) if rule.kind == "shared")
         for name in self.graph:
-            try:
-                hits = self.index.hits(self.plain(name) if self.parsed.unwrap else name)
-            except CkptError as error:
-                self.findings.append(_problem(error, self.parsed.name, name))
-                break
+            hits = self.hits(self.plain(name) if self.parsed.unwrap else name)
+            if hits is None:
+                continue
             if self.guarded:
                 hits = [hit for hit in hits if self.holds(hit)]
             if not hits:
@@ -155,6 +158,15 @@ class Proof:
             for hit in hits:
                 self.take(name, hit)
         return left
+
+    def hits(self, name: str) -> list[Hit] | None:
+        """The rules that speak of a name; None, and a problem, where that cannot be told."""
+        try:
+            return self.index.hits(name)
+        except CkptError as error:
+            if sum(finding.code == error.code for finding in self.findings) < _TOLD:
+                self.findings.append(_problem(error, self.parsed.name))
+            return None
 
     def plain(self, name: str) -> str:
         """The name without its wrappers."""
@@ -192,6 +204,8 @@ class Proof:
             self.dropped.append(name)
             if rule.other is not None:
                 self.same_as(name, rule, hit.bound)
+            if rule.made is not None:
+                self.holding(name, rule, rule.made)
             return
         bound = hit.bound
         if self.renaming[hit.rule]:
@@ -220,16 +234,46 @@ class Proof:
         except CkptError as error:
             self.findings.append(_problem(error, rule.where, name))
             return
-        if other in self.graph:
-            self.equal.setdefault(other, []).append(name)
-        else:
+        if other not in self.graph:
             self.error("rule-incomplete", rule.where, f"{name!r} must equal {other!r}, which is not there")
+            return
+        self.copy_of[name] = other
+        try:
+            same([self.graph[other], self.graph[name]])
+        except CkptError as error:
+            self.findings.append(_problem(error, rule.where, name))
+
+    def holding(self, name: str, rule: Rule, made: Made) -> None:
+        tensor = self.graph[name]
+        try:
+            self.checks.append(counted(tensor, _filled(made, self.env, tensor)))
+        except CkptError as error:
+            self.findings.append(_problem(error, rule.where, name))
+
+    def originals(self) -> None:
+        """What the copies that are dropped have to equal is itself not dropped as a copy."""
+        for name, other in self.copy_of.items():
+            way = {name}
+            while other in self.copy_of and other not in way:
+                way.add(other)
+                other = self.copy_of[other]
+            if other in way:
+                where = self.rules[self.taken[name]].where
+                self.error(
+                    "rule-incomplete", where, f"{name!r} and {other!r} are dropped as copies of each other"
+                )
+                return
+            for copy in way:
+                self.copy_of[copy] = other
+            self.equal.setdefault(other, []).append(name)
+        dropped = set(self.dropped)
+        self.checks += [self.source(name) for name in self.equal if name in dropped]
 
     def follows(self, name: str) -> bool:
         """Whether a tensor that no rule names goes along with the weight it belongs to."""
         for found in coupled.companion(name, self.graph):
-            hits = self.index.hits(found.weight)
-            if len(hits) != 1:
+            hits = self.hits(found.weight)
+            if hits is None or len(hits) != 1:
                 continue
             hit, rule = hits[0], self.rules[hits[0].rule]
             self.used.add(hit.rule)
@@ -364,7 +408,12 @@ class Proof:
                     what = next(iter(group.names.values()))
                     self.findings.append(_problem(error, rule.where, what))
         for number, rule in enumerate(self.rules):
-            if rule.made is not None and rule.other is None and number not in self.off:
+            if (
+                rule.kind == "fill"
+                and rule.made is not None
+                and rule.other is None
+                and number not in self.off
+            ):
                 if self.full(rule):
                     return
                 try:
@@ -394,7 +443,7 @@ class Proof:
         """A tensor of the graph, which is compared with those dropped as its copies."""
         tensor = self.graph[name]
         copies = self.equal.get(name)
-        return arithmetic.same([tensor, *(self.graph[copy] for copy in copies)]) if copies else tensor
+        return same([tensor, *(self.graph[copy] for copy in copies)]) if copies else tensor
 
 
 def _filled(made: Made, env: Environment, like: Tensor | None = None) -> Tensor:
@@ -405,7 +454,7 @@ def _filled(made: Made, env: Environment, like: Tensor | None = None) -> Tensor:
         raise CkptError("rule-value", f"a fill of shape {list(shape)}")
     dtype = made.dtype or (like.dtype if like else DTYPES["float32"])
     kind: Any = made.value if made.value in ("arange", "causal", "eye") else "constant"
-    return arithmetic.fill(dtype, shape, kind, float(made.value) if kind == "constant" else 0)
+    return fill(dtype, shape, kind, float(made.value) if kind == "constant" else 0)
 
 
 _MADE = 500_000  # tensors made beyond those there were

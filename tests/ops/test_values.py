@@ -11,7 +11,8 @@ from ckptkit.core.dtypes import DTYPES
 from ckptkit.core.errors import CkptError
 from ckptkit.core.files import File
 from ckptkit.core.tensor import Tensor
-from ckptkit.ops import values
+from ckptkit.ops import equal, values
+from ckptkit.ops.fill import fill
 from ckptkit.ops.resize import resize
 
 torch = pytest.importorskip("torch", reason="needs the torch extra")
@@ -111,27 +112,27 @@ def test_resize(mode: str, theirs: str, antialias: bool, size: tuple[int, int], 
 
 
 def test_fill() -> None:
-    made = values.fill(DTYPES["bool"], (1, 1, 4, 4), "causal")
+    made = fill(DTYPES["bool"], (1, 1, 4, 4), "causal")
     assert np.array_equal(
         made.numpy(), torch.tril(torch.ones(4, 4, dtype=torch.bool)).view(1, 1, 4, 4).numpy()
     )
-    same(values.fill(DTYPES["int64"], (2, 5), "arange"), torch.arange(5).expand(2, 5))
+    same(fill(DTYPES["int64"], (2, 5), "arange"), torch.arange(5).expand(2, 5))
     same(
-        values.fill(DTYPES["bfloat16"], (3, 7), "constant", 1.5),
+        fill(DTYPES["bfloat16"], (3, 7), "constant", 1.5),
         torch.full((3, 7), 1.5, dtype=torch.bfloat16),
     )
-    same(values.fill(DTYPES["float32"], (3, 3), "eye"), torch.eye(3))
+    same(fill(DTYPES["float32"], (3, 3), "eye"), torch.eye(3))
 
 
 def test_equal_tensors_are_compared_while_they_pass(tmp_path: Path) -> None:
     x = torch.randn(100)
     a, b = stored(tmp_path, x), stored(tmp_path, x.clone())
-    same(values.same([a, b]), x)
-    assert values.same([a, a]) is a
+    same(equal.same([a, b]), x)
+    assert equal.same([a, a]) is a
     y = x.clone()
     y[99] = -0.0
     with pytest.raises(CkptError) as caught:
-        values.same([a, stored(tmp_path, y)]).tobytes()
+        equal.same([a, stored(tmp_path, y)]).tobytes()
     assert caught.value.code == "replicas-differ"
 
 
@@ -143,10 +144,10 @@ def test_equal_tensors_are_compared_while_they_pass(tmp_path: Path) -> None:
         (lambda f, i: values.weight_norm(f, f), "op-shape"),
         (lambda f, i: values.batch_norm_weight(f, f, f, 0.0), "op-shape"),
         (lambda f, i: values.dequantize(f, f, None, (), DTYPES["float32"], False), "op-dtype"),
-        (lambda f, i: values.fill(DTYPES["int4"], (2,), "constant"), "op-dtype"),
-        (lambda f, i: values.fill(DTYPES["float32"], (2,), "eye"), "op-shape"),
+        (lambda f, i: fill(DTYPES["int4"], (2,), "constant"), "op-dtype"),
+        (lambda f, i: fill(DTYPES["float32"], (2,), "eye"), "op-shape"),
         (lambda f, i: resize(f, [0, 0], [1, 1], "cubic", False), "op-shape"),
-        (lambda f, i: values.same([f, i]), "op-shape"),
+        (lambda f, i: equal.same([f, i]), "op-shape"),
     ],
 )
 def test_what_makes_no_sense(make: Callable[[Tensor, Tensor], Tensor], code: str, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from ckptkit.core.errors import CkptError
-from ckptkit.rules import language, model, nodes, operations, ruleset, template
+from ckptkit.rules import joins, language, model, nodes, operations, ruleset, template
 from ckptkit.rules.ruleset import Rules
 from tests.rules.support import code_of, names
 from tests.support import ROOT
@@ -203,6 +203,6 @@ def test_each_operation_is_shown_on_a_page() -> None:
     """In a rule of a block that the tests run, and in words."""
     pages = [path.read_text("utf-8") for path in sorted((ROOT / "docs" / "rules").glob("*.md"))]
     shown = "\n".join(block for page in pages for block in re.findall("```python\n(.*?)```", page, re.DOTALL))
-    words = {*operations.OPERATIONS, *operations.JOINS, *operations.SPLITS, *language.KEYS}
+    words = {*operations.OPERATIONS, *joins.JOINS, *joins.SPLITS, *language.KEYS}
     unshown = {word for word in words if not re.search(rf"[\[{{, ]{word}[:,\]]", shown)}
     assert not unshown

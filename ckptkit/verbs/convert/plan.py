@@ -13,7 +13,8 @@ from ckptkit.core.findings import Finding
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.plan import External, Layout, OutputFile, Ties, WriteOptions
 from ckptkit.core.staging import names_beside, refuse_inputs
-from ckptkit.core.stream import memory_bound
+from ckptkit.core.stream import CHUNK, memory_bound
+from ckptkit.core.tensor import Tensor
 from ckptkit.format import folder, read
 from ckptkit.rules.follow import follow
 from ckptkit.rules.outcome import RulesError, Trace
@@ -47,6 +48,7 @@ class Plan:
         losses: what cannot be carried; each code must be in `allowed` for `write` to start.
         notes: what else is worth telling.
         memory: upper bound in bytes of the buffers held while writing.
+        checks: tensors that rules drop for what they hold, to be compared with that before anything is written.
         into: the graph that the weights go into, if not one of their own; `name_map` is where its map goes.
         fit: what became of each tensor of the target that the graph was fitted to.
         reference: what the model written must give the same outputs as, before it is put in place.
@@ -66,6 +68,7 @@ class Plan:
     notes: tuple[Finding, ...]
     allowed: frozenset[str]
     memory: int
+    checks: tuple[Tensor, ...] = ()
     sidecar: str | None = None
     extras: tuple[OutputFile, ...] = ()
     into: "Into | None" = None
@@ -260,7 +263,8 @@ def plan(
             *notes,
         ),
         allowed=frozenset(allow_loss),
-        memory=max(map(memory_bound, layout.files), default=0),
+        memory=max([0, *map(memory_bound, layout.files), *(check.memory(CHUNK) for check in rewrite.checks)]),
+        checks=rewrite.checks,
         sidecar=None if sidecar is None else os.fspath(sidecar),
         extras=extras,
         into=put,

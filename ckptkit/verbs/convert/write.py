@@ -19,6 +19,7 @@ from ckptkit.format import folder, read
 from ckptkit.match.digest import combine, tensor_digest, tensor_hasher
 from ckptkit.match.receipt import FileRecord, Receipt, TensorRecord
 from ckptkit.match.written import check_header, compare_bytes, open_with_reference
+from ckptkit.ops.equal import passed
 from ckptkit.verbs.convert.plan import Plan
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def write(
     check(plan, overwrite=overwrite, receipt=receipt)
     stale = _stale_data(plan)
     tally = Tally()
+    passed(plan.checks, tally)
+    _refuse_tally(tally, plan)
     hashers: dict[str, Any] = {}
     with ExitStack() as stack:
         staging = stack.enter_context(Staging(plan.target, folder=plan.folder, overwrite=overwrite))

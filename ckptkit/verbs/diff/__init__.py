@@ -15,12 +15,15 @@ from ckptkit.core.errors import CkptError
 from ckptkit.core.expansion import refuse_to_stream
 from ckptkit.core.globs import selected
 from ckptkit.core.graph import TensorGraph
-from ckptkit.core.tensor import Tensor
+from ckptkit.core.tensor import Tally, Tensor
+from ckptkit.core.words import plural
 from ckptkit.format import read
 from ckptkit.match.compare import differing
 from ckptkit.match.reading import Window, shared
 from ckptkit.match.values import Tolerance, Values, comparable, distance
+from ckptkit.ops.equal import passed
 from ckptkit.rules.follow import follow
+from ckptkit.rules.outcome import Rewrite
 from ckptkit.rules.ruleset import Rules
 from ckptkit.verbs.diff.graphs import is_graph, others
 from ckptkit.verbs.diff.result import Diff, Entry, Kind, Other, Renamed, Side, Spec, Status
@@ -72,7 +75,10 @@ def diff(
     tolerance = Tolerance(rtol or 0.0, atol or 0.0) if given else None
     graphs = _read(a, b, section, variant)
     right = graphs[1]
-    left = follow(graphs[0], rules, let=let, reverse=reverse, approximate=approximate, like=right).graph
+    made = follow(graphs[0], rules, let=let, reverse=reverse, approximate=approximate, like=right)
+    left = made.graph
+    if values:
+        _refuse_unlike_rules(made)
     if include or exclude:
         chosen = set(selected(dict.fromkeys((*left, *right)), include, exclude))
         left, right = (g.select([name for name in g if name in chosen]) for g in (left, right))
@@ -241,3 +247,12 @@ def _phase(
         progress(name, done, total)
 
     return advance
+
+
+def _refuse_unlike_rules(made: Rewrite) -> None:
+    """Raise where rules drop a tensor for what it holds, and it holds something else."""
+    tally = Tally()
+    passed(made.checks, tally)
+    for code, count in tally.counts.items():
+        message = f"the rules leave out {plural(count, 'value')} that they expect to be others"
+        raise CkptError(code, message, made.graph.origin.path, "a plain drop leaves them out")
