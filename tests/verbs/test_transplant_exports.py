@@ -109,13 +109,53 @@ class Recurrent(nn.Module):  # type: ignore[misc]
 
 @pytest.mark.parametrize(
     ("kind", "how"),
-    [("LSTM", "torchscript"), ("LSTM", "dynamo"), ("GRU", "torchscript"), ("RNN", "torchscript")],
+    [
+        ("LSTM", "torchscript"),
+        ("LSTM", "dynamo"),
+        ("GRU", "torchscript"),
+        ("RNN", "torchscript"),
+        ("RNN", "dynamo"),
+    ],
 )
 def test_recurrent_layers_both_ways(kind: str, how: str, tmp_path: Path) -> None:
     base, tuned = (nets.shaken(Recurrent(kind, num_layers=2, bidirectional=True), seed) for seed in (0, 1))
     pair(tmp_path, base, tuned, torch.randn(1, 6, 5), how)
     put(tmp_path, "tuned.pt", "new.onnx")
     assert (tmp_path / "new.onnx").read_bytes() == (tmp_path / "fresh.onnx").read_bytes()
+
+
+def plain_biases(module: Any, forget: bool) -> Any:
+    """Biases of zeros, as before training; ones for the gate that forgets, as is usual for an LSTM."""
+    for name, parameter in module.named_parameters():
+        if "bias" in name:
+            parameter.data.zero_()
+            parameter.data[8:16] = float(forget and "bias_ih" in name)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("kind", "how", "forget"),
+    [("LSTM", "torchscript", True), ("LSTM", "dynamo", False), ("GRU", "torchscript", False)],
+)
+def test_the_order_of_biases_of_zeros_is_that_of_the_gates(
+    kind: str, how: str, forget: bool, tmp_path: Path
+) -> None:
+    base, tuned = (nets.shaken(Recurrent(kind, bidirectional=True), seed) for seed in (0, 1))
+    # A batch of 2: the initial states are zeros in as many elements as a bias.
+    inputs = torch.randn(2, 6, 5)
+    pair(tmp_path, plain_biases(base, forget), tuned, inputs, how)
+    put(tmp_path, "tuned.pt", "new.onnx")
+    assert off(outputs(tmp_path / "new.onnx", inputs), outputs(tmp_path / "fresh.onnx", inputs)) < CLOSE
+    back = put(tmp_path, "base.pt", "back.onnx")
+    assert back.read_bytes() == (tmp_path / "base.onnx").read_bytes()
+
+
+def test_biases_of_zeros_that_two_layers_share_are_not_guessed(tmp_path: Path) -> None:
+    base, tuned = (nets.shaken(Recurrent("LSTM", num_layers=2), seed) for seed in (0, 1))
+    pair(tmp_path, plain_biases(base, False), tuned, torch.randn(1, 6, 5), "torchscript")
+    with pytest.raises(ck.CkptError, match="holds one tensor for both") as caught:
+        put(tmp_path, "tuned.pt", "new.onnx")
+    assert caught.value.code == "weights-unused"
 
 
 class Looking(nn.Module):  # type: ignore[misc]

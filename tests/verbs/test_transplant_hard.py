@@ -513,3 +513,46 @@ def test_a_shift_without_a_mean_is_a_folded_bias(tmp_path: Path) -> None:
     back(tmp_path, options)
     new, expected = put(tmp_path, options), folded(tuned)
     assert all(np.array_equal(new[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("op", "beside", "told"), [("Gemm", "a", True), ("Gemm", "b", False), ("Mul", "a", False)]
+)
+def test_the_order_of_a_bias_of_zeros_is_that_of_its_weight(
+    op: str, beside: str, told: bool, tmp_path: Path
+) -> None:
+    """Under another name, zeros are the bias of the layer where its own weight stands beside them, and only there."""
+    base = {"a.weight": normal(8, 8), "b.weight": normal(8, 8, seed=1), "a.bias": np.zeros(8, "f4")}
+    tuned = {name: normal(*array.shape, seed=5) for name, array in base.items()}
+    if op == "Gemm":
+        nodes = [helper.make_node("Gemm", ["x", f"w{beside}", "t"], ["y"], transB=1)]
+    else:
+        nodes = [helper.make_node("Mul", ["x", "t"], ["y"])]
+    held_in = {"wa": base["a.weight"], "wb": base["b.weight"], "t": base["a.bias"]}
+    initializers = [numpy_helper.from_array(array, name) for name, array in held_in.items()]
+    graph = helper.make_graph(nodes, "g", [value("x", 1, 8)], [value("y", 1, 8)], initializers)
+    options = case(tmp_path, graph, origin=base, tuned=tuned)
+    if told:
+        assert np.array_equal(put(tmp_path, options)["t"], tuned["a.bias"])
+        return
+    with pytest.raises(ck.CkptError, match="order there cannot be told") as caught:
+        put(tmp_path, options)
+    assert caught.value.code == "weights-ambiguous"
+
+
+def test_a_vector_that_a_folded_product_repeats_is_found(tmp_path: Path) -> None:
+    """A product of zeros leaves the bias for each row; the graph has the bias itself as well."""
+    base = {"w": normal(8, 8), "b": normal(8)}
+    rows = np.broadcast_to(base["b"], (1, 3, 8))
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["h"]),
+        helper.make_node("Add", ["h", "first"], ["y"]),
+    ]
+    initializers = [
+        numpy_helper.from_array(np.ascontiguousarray(array), name)
+        for name, array in {**base, "first": rows}.items()
+    ]
+    graph = helper.make_graph(nodes, "g", [value("x", 3, 8)], [value("y", 1, 3, 8)], initializers)
+    tuned = {name: normal(*array.shape, seed=5) for name, array in base.items()}
+    new = put(tmp_path, case(tmp_path, graph, origin=base, tuned=tuned))
+    assert np.array_equal(new["first"], np.broadcast_to(tuned["b"], (1, 3, 8)))

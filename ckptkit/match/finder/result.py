@@ -1,5 +1,6 @@
 """What the finder returns: which tensors of one checkpoint are made from which of the other, and how."""
 
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -70,6 +71,20 @@ class Correspondence:
     constants_b: tuple[str, ...]
     unmatched_a: tuple[str, ...]
     unmatched_b: tuple[str, ...]
+
+    def with_pairs(self, more: Iterable[Match], without: Set[str] = frozenset()) -> "Correspondence":
+        """With further tensors of B explained, or otherwise than before; those `without` are no longer explained."""
+        pairs = {match.target: match for match in (*self.pairs, *more) if match.target not in without}
+        used = {name for match in pairs.values() for name in match.sources}
+        return replace(
+            self,
+            pairs=tuple(pairs.values()),
+            backward=tuple(match for match in self.backward if match.target not in used),
+            constants_a=tuple(name for name in self.constants_a if name not in used),
+            constants_b=tuple(name for name in self.constants_b if name not in pairs),
+            unmatched_a=tuple(name for name in self.unmatched_a if name not in used),
+            unmatched_b=(*(name for name in self.unmatched_b if name not in pairs), *sorted(without)),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """Rows looked up in a table: embeddings at positions or types that an exporter knew, and repeated or rearranged them.
 
 A target is looked at as a list of rows along its first or its last axis (`relative_position_bias_table` goes to the
-heads in front). Every row must have the sums of one of the table's (`prints`), and then its bytes. Rows that lie next
-to each other, or in another order, each once, are `pieces`'; here a row may be taken any number of times.
+heads in front); a vector is a table of one row, such as a bias that a folded product of zeros leaves. Every row must
+have the sums of one of the table's (`prints`), and then its bytes. Rows that lie next to each other, or in another
+order, each once, are `pieces`'; here a row may be taken any number of times.
 """
 
 from collections import defaultdict
@@ -31,12 +32,12 @@ def looked_up(
     targets: Mapping[str, Tensor], sources: Mapping[str, Tensor], prints: Prints
 ) -> Iterator[Proposal]:
     """Targets that are rows of a source, taken more than once or in any order."""
-    tables: defaultdict[object, dict[tuple[bytes, int], list[str]]] = defaultdict(dict)
+    tables: defaultdict[object, dict[tuple[bytes, tuple[int, ...]], list[str]]] = defaultdict(dict)
     for name, tensor in sources.items():
         mark = prints[tensor]
-        if len(tensor.shape) == 2 and mark.sums is not None and not mark.constant and movable(tensor):
-            alike = tables[tensor.dtype.name, tensor.shape[1]]
-            alike.setdefault((mark.digest, tensor.shape[0]), []).append(name)
+        if len(tensor.shape) in (1, 2) and mark.sums is not None and not mark.constant and movable(tensor):
+            alike = tables[tensor.dtype.name, tensor.shape[-1]]
+            alike.setdefault((mark.digest, tensor.shape), []).append(name)
     for name, tensor in targets.items():
         mark = prints[tensor]
         if mark.sums is None or mark.constant or not movable(tensor):
@@ -45,14 +46,19 @@ def looked_up(
         found = []
         for width, last in ((axes[-1], True), (axes[0], False)) if len(axes) > 1 else ():
             for names in list(tables.get((tensor.dtype.name, width), {}).values())[:TRIED]:
-                rows = _rows(tensor, sources[names[0]], axes, last, prints)
+                table = sources[names[0]]
+                if len(table.shape) == 1:
+                    table = strided(table, (1, width), (width, 1))
+                rows = _rows(tensor, table, axes, last, prints)
                 if rows is not None:
                     found.append((names, *rows, last))
         if found:
             names, indices, sure, last = found[0]
             why = REPEATED if not sure else PLACES if len(found) > 1 else ""
-            taken: Expression = Take(Source(names[0]), 0, indices)
-            width = sources[names[0]].shape[1]
+            shape = sources[names[0]].shape
+            width = shape[-1]
+            table_rows = reshape(Source(names[0]), shape, shape if len(shape) == 2 else (1, width))
+            taken: Expression = Take(table_rows, 0, indices)
             shape = (len(indices), width) if last else (width, len(indices))
             expression = reshape(taken if last else Permute(taken, (1, 0)), shape, tensor.shape)
             match = Match(name, expression, "slice", certain=not why, why=why)

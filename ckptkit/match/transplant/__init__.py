@@ -26,10 +26,11 @@ from ckptkit.core.errors import CkptError
 from ckptkit.core.findings import Finding
 from ckptkit.core.graph import TensorGraph, Value
 from ckptkit.core.tensor import Tensor
-from ckptkit.match.finder import Cast, Match, Permute, Source, equal, find
+from ckptkit.match.finder import TWINS, Cast, Correspondence, Match, Permute, Source, equal, find
 from ckptkit.match.transplant.doubts import ambiguous, like, listed, partial, placeless
 from ckptkit.match.transplant.head import resized
 from ckptkit.match.transplant.produce import produce
+from ckptkit.match.transplant.recurrent import packed
 
 _QUANTIZED = re.compile(
     r"^(DequantizeLinear|QLinear|QGemm|QAttention|ConvInteger|MatMulInteger|.*NBits|.*BnB4)"
@@ -89,7 +90,7 @@ def transplant(
         )
     if origin is None:
         return _by_name(weights, base, head_change)
-    found = find(origin, base)
+    found = _found(origin, base)
     used = {name for match in found.pairs for name in match.sources}
     lost = [name for name in found.unmatched_a if not _is_index(origin[name])]
     own = [name for name in found.unmatched_b if not _is_own(base[name])]
@@ -101,7 +102,7 @@ def transplant(
     _complete(used, weights, origin, base, head_change)
     supply = {name: like(weights[name], origin[name], name) for name in used}
     losses = [
-        *ambiguous(found.pairs, supply, origin),
+        *ambiguous(found.pairs, supply, origin, base),
         *partial(found.pairs, supply, origin, [base[name] for name in filled]),
     ]
     left = [name for name in weights if name not in used and not _is_index(weights[name])]
@@ -114,6 +115,22 @@ def transplant(
         text = f"folds are repeated by the formula that gives the base's values within {worst} ulp"
         notes.append(Finding("fold-inexact", "note", "", text))
     return _result(base, placed, left, losses, notes, sizes)
+
+
+def _found(origin: TensorGraph, base: TensorGraph) -> Correspondence:
+    """What the finder explains; parts and copies of what it found under its own name; packed biases."""
+    found = find(origin, base)
+    left = {name: base[name] for name in found.unmatched_b if not _is_own(base[name])}
+    if left:  # parts of what the graph holds under its own name as well
+        axes = {n for tensor in left.values() for n in tensor.shape if n > 1}
+        parts = {name: tensor for name, tensor in origin.items() if not axes.isdisjoint(tensor.shape)}
+        found = found.with_pairs(find(parts, left).pairs)
+    biases = {match.target: match for match in packed(found.pairs, origin, base)}
+    placed = {name for match in biases.values() for name in match.sources}
+    # Other tensors of one value, such as initial states, seemed to be those biases.
+    twins = (match for match in found.pairs if match.why in TWINS and placed.issuperset(match.sources))
+    guesses = {match.target for match in twins if _is_two_valued(base[match.target])}
+    return found.with_pairs(biases.values(), without=guesses - biases.keys())
 
 
 def _by_name(weights: TensorGraph, base: TensorGraph, head_change: bool) -> Transplant:

@@ -1,7 +1,6 @@
 """What of a transplant is open to doubt: which weight a tensor of the graph was made from, and what has no place in it.
 
-Each doubt is a loss, to be allowed by its code. A vector of one value is taken to lie as it did; nothing else that has
-the same values in another way is.
+Each doubt is a loss, to be allowed by its code.
 """
 
 from collections import defaultdict
@@ -14,15 +13,28 @@ from ckptkit.core.tensor import Tensor
 from ckptkit.match.finder import TWINS, Expression, Match, Slice, Source, Take, equal
 from ckptkit.match.finder.expressions import operands
 from ckptkit.match.finder.layout import cast_to, castable, movable, strided
+from ckptkit.match.transplant.order import repeats, vouched
+from ckptkit.match.transplant.recurrent import PACKED
 
 UNUSED, AMBIGUOUS = "weights-unused", "weights-ambiguous"
 EQUAL = "several weights were equal when the graph was exported, and differ now"
 TURNED = "the values were the same in any layout, so that the graph's cannot be told"
+ORDER = (
+    "parts of the values were the same when the graph was exported, so that their order there cannot be told"
+)
+_PROVE = "ckptkit prove tells whether that is right"
+_HINTS = {
+    ORDER: f"--allow-loss {AMBIGUOUS} keeps the order of the checkpoint; {_PROVE}. An export of weights whose "
+    "values differ, such as the new ones, leaves no doubt"
+}
 _LISTED = 8  # names in a message
 
 
-def ambiguous(pairs: Iterable[Match], supply: Mapping[str, Tensor], origin: TensorGraph) -> Iterator[Finding]:
-    """Weights that several tensors could have given, where that matters by now."""
+def ambiguous(
+    pairs: Sequence[Match], supply: Mapping[str, Tensor], origin: TensorGraph, base: TensorGraph
+) -> Iterator[Finding]:
+    """Weights that several tensors could have given, or one in several ways, where that matters by now."""
+    told = vouched(pairs, origin, base) | {match.target for match in pairs if match.why == PACKED}
     doubtful: dict[str, list[str]] = defaultdict(list)
     groups: defaultdict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
     ends: defaultdict[object, list[str]] = defaultdict(list)
@@ -35,30 +47,40 @@ def ambiguous(pairs: Iterable[Match], supply: Mapping[str, Tensor], origin: Tens
         if match.expression == Source(match.target):
             continue
         changed = [name for name in match.sources if not equal(supply[name], origin[name])]
-        if match.how != "folded" and any(_lies_anyhow(origin[name]) for name in changed):
+        held = [origin[name] for name in changed] if match.how != "folded" else []
+        if any(map(_lies_anyhow, held)):
             doubtful[TURNED].append(match.target)
-        if match.how != "folded" and any(_transposed(name, ends, origin) for name in changed):
+        elif match.target not in told and any(map(repeats, held)):
+            doubtful[ORDER].append(match.target)
+        elif match.how != "folded" and any(_transposed(name, ends, origin) for name in changed):
             doubtful[EQUAL].append(match.target)
-        if match.certain or match.sources == (match.target,):
+        elif match.certain or match.sources == (match.target,):
             continue
-        if match.why not in TWINS:
+        elif match.why not in TWINS:
             if changed:
                 doubtful[match.why].append(match.target)
-            continue
-        for source in match.sources:
-            others = groups[origin[source].dtype.name, origin[source].shape]
-            twins = [n for n in others if n != source and equal(origin[n], origin[source])]
-            if any(not equal(supply[n], supply[source]) for n in twins):
-                doubtful[EQUAL].append(match.target)
-                break
+        elif any(_has_other_twin(name, groups, supply, origin) for name in match.sources):
+            doubtful[EQUAL].append(match.target)
     for why, names in doubtful.items():
         yield Finding(
             AMBIGUOUS,
             "error",
             names[0],
             f"{listed(names)}: {why}",
-            f"--allow-loss {AMBIGUOUS} takes those whose names fit best; ckptkit prove tells whether that is right",
+            _HINTS.get(why, f"--allow-loss {AMBIGUOUS} takes those whose names fit best; {_PROVE}"),
         )
+
+
+def _has_other_twin(
+    name: str,
+    groups: Mapping[tuple[str, tuple[int, ...]], Sequence[str]],
+    supply: Mapping[str, Tensor],
+    origin: TensorGraph,
+) -> bool:
+    """Whether another tensor was equal to this one, and is no longer."""
+    was = origin[name]
+    twins = (n for n in groups[was.dtype.name, was.shape] if n != name and equal(origin[n], was))
+    return any(not equal(supply[n], supply[name]) for n in twins)
 
 
 def partial(
@@ -81,7 +103,7 @@ def partial(
             "error",
             names[0],
             f"only parts of {listed(names)} were found; the rest had one value, as tensors of the graph have that stay",
-            f"--allow-loss {AMBIGUOUS} keeps these; ckptkit prove tells whether that is right",
+            f"--allow-loss {AMBIGUOUS} keeps these; {_PROVE}",
         )
 
 
