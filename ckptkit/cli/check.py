@@ -108,6 +108,8 @@ def command(
     """
     if not paths and not everything:
         raise click.UsageError("missing argument 'PATH...'")
+    if everything and target is not None:
+        raise click.UsageError("--all takes each contract with its own checkpoint, and no --target")
     from ckptkit.cli import checkstyles
     from ckptkit.targets.configuration import Configuration, Settings, codes
 

@@ -83,7 +83,7 @@ def text(outcomes: "Iterable[Outcome]", *, quiet: bool, several: bool) -> None:
     if several and not quiet:
         said = [f"{counts[0]} fit", f"{counts[1]} do not", f"{counts[2]} could not be read"]
         told = [part for part, number in zip(said, counts.values(), strict=True) if number]
-        emit([" · ".join(told) or "nothing to check: a configuration beside no weights"])
+        emit([" · ".join(told) or "nothing to check: no contract, and no weights"])
 
 
 def _text(found: "CheckReport", terminal: Terminal, quiet: bool) -> Iterator[str]:

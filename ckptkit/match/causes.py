@@ -73,6 +73,9 @@ _SPELLINGS = (
     ("weight_v", "parametrizations.weight.original1", _NORMS),
 )
 
+_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")  # of a batch norm
+_EXPORTED = re.compile(r"onnx::\w+_\d+|val_\d+")  # names that torch's exporters make
+
 GAP = "a gap in the layers of the checkpoint"
 FEWER = "the checkpoint has fewer layers than the target"
 MORE = "the checkpoint has more layers than the target"
@@ -105,6 +108,8 @@ class Causes:
         self.quantised = {_stem(n) for n, t in found.tensors.items() if t.dtype.name in _QUANTIZED}
         self.scaled = {_stem(name) for name in found.tensors if _SCALES.search(name)}
         self.stems = set(map(_stem, found.tensors))
+        self.norms, self.wanted_norms = _norms(found.tensors), _norms(target.tensors)
+        self.folded = bool(found.fitting) and bool(self.norms) != bool(self.wanted_norms)
         self.alike = alike(found.missing, found.unexpected, self._same_shape, is_head_name)
         self.stood = {there: wanted for wanted, there in self.alike.items()}
 
@@ -126,6 +131,8 @@ class Causes:
             return Reason(spelt[0], rule=mending.renamed(spelt[1], name) if spelt[0] != _PARTS else None)
         if near := self.alike.get(name):
             return Reason(f"perhaps {near} under another name", rule=mending.renamed(near, name))
+        if self._is_folded(name, self.wanted_norms):
+            return Reason("batch norms are folded into the layers before them, by an exporter")
         if layers := _layers(name, self.layers):
             return Reason(layers)
         if embedding := self._output_of(name):
@@ -151,6 +158,10 @@ class Causes:
             return Reason(spelt[0])
         if near := self.stood.get(name):
             return Reason(f"perhaps {near} under another name")
+        if self._is_folded(name, self.norms):
+            return Reason("the target has batch norms folded into the layers before them")
+        if _EXPORTED.fullmatch(name):
+            return Reason("named by an exporter; diff finds tensors by their values")
         return Reason(MORE) if _layers(name, self.wanted) == FEWER else Reason()
 
     def mismatch(self, item: Mismatch) -> Reason:
@@ -165,7 +176,25 @@ class Causes:
                 "saved in another precision" if tensor.dtype.kind == "float" else "",
                 f"dtype:{item.expected}" if castable else "",
             )
-        return _shape(item.name, self._expected(item.name), tensor.shape)
+        return _shape(item.name, self._expected(item.name), tensor.shape, outputs=self._is_output(item.name))
+
+    def _is_folded(self, name: str, norms: set[str]) -> bool:
+        """Whether a tensor belongs to a batch norm that only one side has."""
+        stem, _, part = name.rpartition(".")
+        return self.folded and part in _NORM and stem in norms
+
+    def _is_output(self, name: str) -> bool:
+        """Whether the rows of a tensor are a head's outputs, and no more than their number differs."""
+        expected, shape = self._expected(name), self.found.tensors[name].shape
+        if not is_head_name(name) or not len(expected) == len(shape) > 0 or expected[1:] != shape[1:]:
+            return False
+        if not name.endswith(".bias"):
+            return len(shape) > 1
+        weight = name.removesuffix("bias") + "weight"  # which tells more than a single dimension does
+        there = self.found.tensors.get(weight)
+        if there is None or weight not in self.target.tensors:
+            return True
+        return len(there.shape) > 1 and self._expected(weight)[1:] == there.shape[1:]
 
     def _fused_here(self, name: str) -> Reason | None:
         """A part that is missing because the checkpoint has the whole."""
@@ -214,9 +243,7 @@ class Causes:
         """Whether the tensor belongs to the outputs of a model, and only how many there are differs."""
         if self.target.tensors[item.name].head:
             return item.what == "shape"
-        shape, expected = self.found.tensors[item.name].shape, self._expected(item.name)
-        differs = item.what == "shape" and len(expected) == len(shape) > 0
-        return differs and expected[1:] == shape[1:] and is_head_name(item.name)
+        return item.what == "shape" and self._is_output(item.name)
 
     def _expected(self, name: str) -> tuple[int | None, ...]:
         return concrete(self.target.tensors[name], self.found.dimensions) or ()
@@ -244,11 +271,22 @@ def is_vocabulary(name: str) -> bool:
 
 
 def is_head_name(name: str) -> bool:
-    """Whether the name alone says that a tensor belongs to the outputs of a model."""
-    return _HEAD.search(name) is not None and ("lm_head" in name or not is_vocabulary(name))
+    """Whether the name alone says that a tensor belongs to the outputs of a model.
+
+    What stands within a numbered layer does not, whatever it is called (`layer.0.attention.output`).
+    """
+    match = _HEAD.search(name)
+    if match is None or any(part.isdigit() for part in name[: match.start()].split(".")):
+        return False
+    return "lm_head" in name or not is_vocabulary(name)
 
 
-def _shape(name: str, expected: tuple[int | None, ...], shape: tuple[int, ...]) -> Reason:
+def _norms(names: Iterable[str]) -> set[str]:
+    """The batch norms."""
+    return {name.removesuffix(".running_mean") for name in names if name.endswith(".running_mean")}
+
+
+def _shape(name: str, expected: tuple[int | None, ...], shape: tuple[int, ...], *, outputs: bool) -> Reason:
     wanted = tuple(-1 if size is None else size for size in expected)
     differing = [axis for axis, (e, f) in enumerate(zip(wanted, shape, strict=False)) if e not in (-1, f)]
     if len(wanted) == len(shape) == 2 and shape[::-1] == wanted:
@@ -268,7 +306,7 @@ def _shape(name: str, expected: tuple[int | None, ...], shape: tuple[int, ...]) 
     if differing == [0]:
         if is_vocabulary(name):
             return Reason(f"a vocabulary of {shape[0]} instead of {wanted[0]}", "fit")
-        if is_head_name(name):
+        if outputs:
             return Reason(f"{shape[0]} outputs instead of {wanted[0]}: another number of classes", "fit")
     if differing == [1] and len(shape) == 4:
         return Reason(f"{shape[1]} input channels instead of {wanted[1]}", "fit")

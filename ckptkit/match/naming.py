@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ckptkit.core.dtypes import DTYPES
@@ -10,7 +11,7 @@ from ckptkit.core.findings import Finding
 from ckptkit.core.graph import Origin, TensorGraph
 from ckptkit.core.tensor import Tensor
 from ckptkit.match.fit import compare, concrete
-from ckptkit.targets.target import Target, weights
+from ckptkit.targets.target import MADE, Target, weights
 
 if TYPE_CHECKING:
     from ckptkit.rules.ruleset import Rules
@@ -33,19 +34,42 @@ def presets(graph: TensorGraph, target: Target, sizes: Mapping[str, int], *, nam
         if aim is None:
             found = [(label, rules[0]) for label, rules in candidates(graph, {}) if len(rules) == 1]
             return [label for label, rules in found if _gives(rules, graph, target, sizes, names=names)]
-        # convert turns all its rules around or none.
-        fitting = [
-            item
-            for item in candidates(graph, {}, aim)
-            if len(item.rules) == 1 or "--reverse" not in item.label
-        ]
-        proved = [
-            label for label, rules in fitting if len(rules) > 1 or not _needs(rules[0].check(graph, aim))
-        ]
-        plain = [label for label, rules in fitting if not any(step.parsed.keep_others for step in rules)]
-        return proved or (plain if names else [])
+        return _giving(graph, aim, names=names) or _giving(graph, _untied(graph, aim, target), names=False)
     except CkptError:  # no rules for this: the caller says that nothing fits
         return []
+
+
+def _giving(graph: TensorGraph, aim: TensorGraph | None, *, names: bool) -> list[str]:
+    """The presets that give exactly the tensors of `aim`; as `presets`."""
+    from ckptkit.rules.recognise import candidates
+
+    if aim is None:
+        return []
+    # convert turns all its rules around or none.
+    fitting = [
+        item for item in candidates(graph, {}, aim) if len(item.rules) == 1 or "--reverse" not in item.label
+    ]
+    proved = [label for label, rules in fitting if len(rules) > 1 or not _needs(rules[0].check(graph, aim))]
+    plain = [label for label, rules in fitting if not any(step.parsed.keep_others for step in rules)]
+    labels = proved or (plain if names else [])
+    # Transposing is its own reverse: one of the two says it.
+    return [
+        label
+        for label in labels
+        if label.removesuffix(" --reverse") not in labels or " --reverse" not in label
+    ]
+
+
+def _untied(graph: TensorGraph, aim: TensorGraph, target: Target) -> TensorGraph | None:
+    """What is to be given where a module ties its weights itself, and one name of each was saved; None elsewhere."""
+    if target.kind not in MADE:
+        return None
+    spare: set[str] = set()
+    for group in target.ties:
+        kept = next((name for name in group if name in graph), group[0])
+        spare |= {name for name in group if name != kept and name not in graph}
+    left = {name: tensor for name, tensor in aim.items() if name not in spare}
+    return replace(aim, tensors=left) if spare else None
 
 
 def _imagined(graph: TensorGraph, target: Target, sizes: Mapping[str, int]) -> TensorGraph | None:

@@ -40,7 +40,12 @@ class Filled:
         return ()
 
     def memory(self, limit: int) -> int:
-        return 8 * limit
+        count = min(self._step(limit), prod(self.shape))
+        return count * (self.dtype.bits // 8 if self.kind == "constant" else 48)
+
+    def _step(self, limit: int) -> int:
+        """Elements made at a time."""
+        return max(1, limit // 16)
 
     def chunks(self, limit: int, tally: Tally | None = None) -> Iterator[Buffer]:
         import numpy as np
@@ -48,7 +53,7 @@ class Filled:
         from ckptkit.core.arrays import numpy_dtype
 
         kind = numpy_dtype(self.dtype)
-        step = max(1, limit // 16)
+        step = self._step(limit)
         total = prod(self.shape)
         if self.kind == "constant":
             values = np.full(min(step, total), self.value, kind).view(np.uint8)

@@ -6,7 +6,7 @@ time), tags, several documents, a key twice.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ckptkit.core.errors import CkptError
@@ -41,7 +41,7 @@ def load(text: str, name: str) -> Node:
     except yaml.YAMLError as error:
         raise _broken(error, text, name) from None
     if builder.root is None:
-        raise CkptError("rule-invalid", "the file is empty", name, "its first line is ckptkit-rules: 1")
+        raise CkptError("rule-invalid", "the file is empty", name)
     return builder.root
 
 
@@ -118,7 +118,7 @@ class _Builder:
 
     def _tag(self, event: Any, line: int) -> None:
         if event.tag not in (None, "!"):
-            raise CkptError("rule-invalid", f"the tag {event.tag} is not used in rules", self._at(line))
+            raise CkptError("rule-invalid", f"the tag {event.tag} is not used here", self._at(line))
 
     def _add(self, node: Node, anchor: str | None, line: int, counted: int = 0) -> None:
         self.nodes += node.size - counted
@@ -143,7 +143,8 @@ class _Builder:
             if key.value in found:
                 message = f"the key {key.value!r} stands twice"
                 raise CkptError("rule-invalid", message, self._at(key.line), "one of them, or a list of both")
-            found[key.value] = value
+            # What a key holds stands where the key does, also where an alias repeats it or it begins a line further on.
+            found[key.value] = value if value.line == key.line else replace(value, line=key.line)
         return found
 
     def _at(self, line: int) -> str:

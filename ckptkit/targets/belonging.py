@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from pathlib import PurePath
 
 from ckptkit.core.errors import CkptError
-from ckptkit.core.files import beside
+from ckptkit.core.files import beside_file
 from ckptkit.format import listing
 from ckptkit.targets.contract import SUFFIX, Contract
 
@@ -43,7 +43,7 @@ def checkpoint_of(contract: str) -> str:
     folder, name = os.path.split(contract)
     stated = Contract.load(contract).checkpoint
     if stated:
-        found = str(beside(folder or ".", stated))
+        found = str(beside_file(contract, stated))
         if not os.path.exists(found):
             raise CkptError(
                 "not-found", "the checkpoint of a contract is not there", found, f"named by {contract}"
@@ -78,19 +78,26 @@ def _has_weights(folder: str) -> bool:
 def all_of(configured: Mapping[str, str], folder: str = ".") -> Iterator[str]:
     """Every contract in a folder and below, and every path that the configuration has a contract for.
 
-    A pattern that no file matches comes as it is written: what it names is gone.
+    A pattern matches what it matches in `contract_of`. One that nothing matches comes as it is written: what it names
+    is gone.
     """
     from glob import glob
 
-    yield from contracts_below(folder)
-    for pattern in configured:
-        yield from sorted(glob(pattern, root_dir=folder)) or [pattern]
+    matched: dict[str, list[str]] = {pattern: [] for pattern in configured}
+    for path in _below(folder):
+        if path.endswith(SUFFIX):
+            yield path
+        posix = PurePath(path).as_posix()
+        for pattern, paths in matched.items():
+            if fnmatch(posix, pattern):
+                paths.append(path)
+    for pattern, paths in matched.items():  # what is hidden is only looked for by its name
+        yield from paths or sorted(glob(pattern, root_dir=folder)) or [pattern]
 
 
-def contracts_below(folder: str = ".") -> Iterator[str]:
-    """Every contract in a folder and below, hidden ones and installed packages left out."""
+def _below(folder: str) -> Iterator[str]:
+    """Files and folders in a folder and below, hidden ones and installed packages left out."""
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith(".") and f not in _SKIPPED)
-        for name in sorted(names):
-            if name.endswith(SUFFIX):
-                yield os.path.normpath(os.path.join(root, name))
+        for name in (*folders, *sorted(names)):
+            yield os.path.normpath(os.path.join(root, name))

@@ -36,8 +36,7 @@ def parse(text: str, path: str) -> Contract:
     except CkptError as error:
         if error.code != "rule-invalid":
             raise
-        hint = "a name that begins with { is quoted"
-        raise CkptError("contract-invalid", error.message, error.where, hint) from None
+        raise CkptError("contract-invalid", error.message, error.where, error.hint) from None
     contract = Parser(path).contract(root)
     comment = "".join(re.findall(r"\A(?:[ \t]*(?:#[^\n]*)?\n)+", text))
     return contract if not comment.strip() else _with_comment(contract, comment)
@@ -87,7 +86,7 @@ class Parser:
         known = tuple(known)
         for key, value in node.value.items():
             if known and key not in known:
-                self.unknown(value, "a key called", key, known)
+                self.unknown(value, "key", key, known)
         return node.value
 
     def unknown(self, node: Node, what: str, word: str, known: Iterable[str]) -> NoReturn:

@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 
+from ckptkit.core.errors import CkptError
 from ckptkit.core.graph import TensorGraph
 from ckptkit.format import read
 from ckptkit.match.fit import concrete, fit
@@ -31,10 +32,14 @@ def write_contract(
 
     Raises CkptError when the checkpoint cannot be read.
     """
-    if isinstance(source, str) and not os.path.exists(source) and catalogue.is_name(source):
-        aim = catalogue.target(source)
-        contract = folded((name, spec._replace(head=False)) for name, spec in aim.tensors.items())
-        return replace(contract, dimensions=aim.dimensions)
+    if isinstance(source, str) and not os.path.exists(source):
+        if catalogue.is_name(source):
+            aim = catalogue.target(source)
+            contract = folded((name, spec._replace(head=False)) for name, spec in aim.tensors.items())
+            return replace(contract, dimensions=aim.dimensions)
+        if near := catalogue.near(source):
+            message = "there is neither such a file nor such an architecture"
+            raise CkptError("not-found", message, source, f"meant: {', '.join(near)}")
     graph = source if isinstance(source, TensorGraph) else read(source, section, variant=variant)
     contract = capture(graph)
     if files:

@@ -438,3 +438,36 @@ def test_git_must_be_there_for_what_is_staged(folder: Path, run: Run) -> None:
     done = run("check", "x.safetensors", "--staged")
     assert done.code == 2
     assert "error[git-failed]" in done.stderr
+
+
+def test_all_and_a_target_exclude_each_other(folder: Path, run: Run) -> None:
+    done = run("check", "--all", "--target", "y.pt")
+    assert done.code == 2
+    assert "no --target" in done.stderr
+
+
+def test_all_finds_in_folders_below_what_a_pattern_names(folder: Path, run: Run) -> None:
+    Path("weights/old").mkdir(parents=True)
+    shutil.copy("y.pt", "weights/old/z.pt")
+    Path(".ckptkit.toml").write_text('[contracts]\n"weights/*.pt" = "x.ckpt.yaml"\n', "utf-8")
+    assert run("check", "weights/old/z.pt", "--json").json["target"] == "x.ckpt.yaml"
+    assert "weights/old/z.pt" in run("check", "--all").stdout
+
+
+def test_what_a_contract_names_outside_its_folder_is_told_with_the_contract(folder: Path, run: Run) -> None:
+    text = Path("x.ckpt.yaml").read_text("utf-8")
+    Path("out.ckpt.yaml").write_text(text.replace("x.safetensors", "../x.safetensors"), "utf-8")
+    done = run("check", "out.ckpt.yaml")
+    assert done.code == 2
+    assert "error[outside-folder]" in done.stderr
+    files = f'files:\n  "../x": {{sha256: {"0" * 64}, size: 1}}\n'
+    Path("out.ckpt.yaml").write_text(text + files, "utf-8")
+    done = run("check", "x.safetensors", "--target", "out.ckpt.yaml")
+    assert done.code == 2
+    assert done.stderr.rstrip().endswith("out.ckpt.yaml")
+
+
+def test_a_contract_of_no_architecture_says_which_was_meant(folder: Path, run: Run) -> None:
+    done = run("contract", "resnet500")
+    assert done.code == 2
+    assert "meant: resnet50" in done.stderr

@@ -457,6 +457,15 @@ def shorter_header(data: bytes) -> bytes:
     return struct.pack("<Q", length - 40) + data[8:]
 
 
+def folded(weights: Weights) -> Weights:
+    """Batch norms in the convolutions before them, as an exporter leaves them."""
+    kept = {name: array for name, array in weights.items() if "bn" not in name}
+    biases = {
+        name.replace("weight", "bias"): array[:, 0, 0, 0] for name, array in kept.items() if "conv" in name
+    }
+    return kept | biases
+
+
 def doubled(weights: Weights) -> Weights:
     again = {
         n.replace(".layer.", ".layer.").replace(f"layer.{i}.", f"layer.{i + 2}."): a

@@ -155,3 +155,11 @@ def test_what_makes_no_sense(make: Callable[[Tensor, Tensor], Tensor], code: str
     with pytest.raises(CkptError) as caught:
         make(stored(tmp_path, floats), stored(tmp_path, integers))
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("kind", ["constant", "arange", "causal", "eye"])
+def test_what_is_made_of_nothing_costs_little(kind: Any) -> None:
+    small, large = (fill(DTYPES["float32"], (size, size), kind) for size in (10, 3_000))
+    assert small.memory(1 << 22) < 5_000
+    assert large.memory(1 << 22) <= 13 << 20
+    assert b"".join(map(bytes, large.chunks(1 << 22))) == b"".join(map(bytes, large.chunks(1 << 12)))

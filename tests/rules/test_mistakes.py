@@ -36,7 +36,7 @@ MISTAKES = {
     "argument missing": op("reshape", "needs 'to'", "from?"),
     "key": rule("{from: a, tp: b}", "no 'tp'", "to"),
     "key of another rule": rule("{drop: a, to: b}", "no 'to'", "same_as"),
-    "key of the file": Mistake("ruels:\n- {from: a, to: b}", 3, "no 'ruels'", "rules"),
+    "key of the file": Mistake("ruels:\n- {from: a, to: b}", 2, "no 'ruels'", "rules"),
     "rename": rule("{rename: a, to: b}", "a rule begins with", "{from: NAME, to: NAME}"),
     "delete": rule("{delete: a}", "a rule begins with", "{drop: NAME}"),
     "copy": rule("{copy: a, to: b}", "a rule begins with", "to: [NAME, NAME]"),

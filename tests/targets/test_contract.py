@@ -100,6 +100,9 @@ def test_writing_gives_back_what_was_read() -> None:
         ("ckptkit-contract: 1\ntensors: {}\ndigest: 12", 3, "digest", None),
         ("ckptkit-contract: 1\ntensors: {}\nfiles: {a: {size: 3}}", 3, "sha256 and size", None),
         ("ckptkit-contract: 1\ntensors: [a]", 2, "mapping", None),
+        ("ckptkit-contract: 1\ntensor:\n  a: any", 2, "there is no key 'tensor'", "tensors"),
+        ("ckptkit-contract: 1\ntensors: &a\n  a: any\nx: *a", 4, "'x'", None),
+        ("ckptkit-contract: 1\ntensors:\n\ta: any", 3, "YAML", "blanks"),
         ("ckptkit-contract: 1\ntensors: {a: [", 3, "YAML", None),
     ],
 )

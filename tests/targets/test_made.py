@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -461,3 +462,19 @@ def test_what_is_amiss_is_what_transformers_says(name: str, tmp_path: Path, tran
         "tensor-unexpected": set(info["unexpected_keys"]),
         "shape-differs": {key[0] for key in info["mismatched_keys"]},
     }
+
+
+def test_transposed_weights_of_a_model_that_ties_its_own_are_told(
+    tmp_path: Path, transformers: Any, run: Run
+) -> None:
+    config = transformers.GPT2Config(n_embd=8, n_head=2, n_layer=2, n_positions=16, vocab_size=20)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    linear = str(tmp_path / "linear.safetensors")
+    assert run("convert", str(tmp_path / "gpt2"), linear, "--rules", "gpt2-hf-linear").code == 0
+    said = run("check", linear, "--target", str(tmp_path / "gpt2"), "--json").json
+    assert said["summary"] == "right model under another naming"
+    assert len(said["fixes"]) == 1
+    words = shlex.split(said["fixes"][0])
+    words[3] = str(tmp_path / "mended.safetensors")
+    assert run(*words[1:]).code == 0
+    assert ck.diff(tmp_path / "gpt2", tmp_path / "mended.safetensors").equal

@@ -370,3 +370,24 @@ def test_names_in_pickles_outside_a_list(tmp_path: Path, fixtures_dir: Path) -> 
     target = Contract.parse("ckptkit-contract: 1\ntensors: {a: any, b: any}\n" + text % "").target()
     report = check(tmp_path / "pytorch_model.bin.index.json", target)
     assert [item.code for item in report.findings if item.severity == "error"] == ["global-refused"]
+
+
+def test_what_layers_call_an_output_is_no_head() -> None:
+    shapes: Shapes = {
+        "emb.weight": (50, 32),
+        "cls.norm.weight": (32,),
+        "cls.dense.weight": (32, 32),
+        "cls.dense.bias": (32,),
+    }
+    shapes |= {
+        f"layer.0.attention.output.dense.{part}": size
+        for part, size in (("weight", (32, 32)), ("bias", (32,)))
+    }
+    wider = {
+        name: tuple(2 * size if size == 32 else size for size in shape) for name, shape in shapes.items()
+    }
+    report = check(graph(shapes), Target.of(graph(wider)))
+    assert report.findings
+    assert not any("classes" in item.cause or item.head for item in report.findings)
+    missing = check(graph(without(shapes, "output")), Target.of(graph(shapes)))
+    assert [item.cause for item in missing.findings] == ["", ""]

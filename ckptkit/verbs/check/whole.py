@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from fnmatch import translate
 
+from ckptkit.core.errors import CkptError
 from ckptkit.core.findings import Severity
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.words import plural
@@ -91,7 +92,12 @@ def _policies(graph: TensorGraph, target: Target) -> Iterator[Misfit]:
 def files(path: str, target: Target, progress: Progress | None = None) -> list[Misfit]:
     """The files that are not those which the target states. Raises CkptError `outside-folder`, `io-error`."""
     found = []
-    for item in stored.compare(path, target.files, progress):
+    try:
+        compared = list(stored.compare(path, target.files, progress))
+    except CkptError as error:
+        where = target.path if error.code == "outside-folder" else error.where
+        raise CkptError(error.code, error.message, where, error.hint) from None
+    for item in compared:
         if item.found is None:
             found.append(Misfit("file-missing", "error", item.name, "a file", "nothing"))
         elif item.found != item.expected:
