@@ -14,7 +14,7 @@ from ckptkit.cli.text import KEY, Terminal, clean, emit, finding_text, size
 from ckptkit.core.words import plural
 
 if TYPE_CHECKING:
-    from ckptkit.match.fitting import Fitting
+    from ckptkit.match.fit.fitting import Fitting
     from ckptkit.verbs.convert import Plan, Receipt
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
@@ -231,7 +231,7 @@ _BECOMES = {
 
 def _fitted(fit: "Fitting", terminal: Terminal) -> Iterator[str]:
     """What of a target is carried over, and every tensor of it that is not."""
-    from ckptkit.match.fitting import change
+    from ckptkit.match.fit.fitting import change
 
     carried = sum(item.what == "carried" for item in fit.items)
     facts = [

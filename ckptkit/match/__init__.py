@@ -1,1 +1,1 @@
-"""Engines shared by the verbs: digests, naming schemes."""
+"""Engines shared by the verbs: identity, naming schemes, comparison of values, how a checkpoint fits, content finding."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 from ckptkit.core.errors import CkptError
 from ckptkit.core.graph import TensorGraph
 from ckptkit.format import read
-from ckptkit.match.fit import concrete, fit
+from ckptkit.match.fit.compare import concrete, fit
 from ckptkit.match.stored import stored
 from ckptkit.targets import catalogue
 from ckptkit.targets.capture import capture, folded

@@ -5,7 +5,7 @@ from time import process_time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptkit.match.alike import alike
+from ckptkit.match.fit.alike import alike
 
 SEGMENTS = st.lists(
     st.sampled_from(["a", "b", "layers", "blocks", "0", "1", "weight", ""]), min_size=1, max_size=5

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptkit.core.errors import CkptError
-from ckptkit.match.fit import fit
+from ckptkit.match.fit.compare import fit
 from ckptkit.targets.contract import Contract
 from ckptkit.targets.target import Dim, Spec, Stored
 from ckptkit.verbs.check import check

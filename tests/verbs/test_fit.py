@@ -11,7 +11,7 @@ import pytest
 
 import ckptkit as ck
 from ckptkit.core.errors import CkptError
-from ckptkit.match.fitting import Fitting
+from ckptkit.match.fit.fitting import Fitting
 from ckptkit.targets import pretrained
 from ckptkit.targets.contract import Contract
 from ckptkit.targets.instantiate import Manifest

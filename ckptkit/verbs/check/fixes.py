@@ -9,11 +9,11 @@ from ckptkit.core.errors import CkptError
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.options import ReadOptions
 from ckptkit.format import read_with
-from ckptkit.match import mending
-from ckptkit.match.causes import CASTS, MORE
-from ckptkit.match.fit import Fit, fit
-from ckptkit.match.mending import Mend
-from ckptkit.match.renaming import Renaming
+from ckptkit.match.fit import mending
+from ckptkit.match.fit.causes import CASTS, MORE
+from ckptkit.match.fit.compare import Fit, fit
+from ckptkit.match.fit.mending import Mend
+from ckptkit.match.fit.renaming import Renaming
 from ckptkit.targets.target import Target
 from ckptkit.verbs.check.commands import command, output
 from ckptkit.verbs.check.report import Misfit
@@ -101,7 +101,7 @@ def _conversion(case: Case) -> Iterator[str]:
 
 def _fits_then(case: Case) -> bool:
     """Whether `convert --fit` takes the target by its name, and has something to carry over and shapes to fill."""
-    from ckptkit.match.fitting import fitting  # rules are loaded only where something does not fit
+    from ckptkit.match.fit.fitting import fitting  # rules are loaded only where something does not fit
 
     if case.target.kind not in ("module", "architecture") and not os.path.exists(case.target.path):
         return False

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from ckptkit.core.findings import Severity
 from ckptkit.core.graph import TensorGraph
-from ckptkit.match import naming
-from ckptkit.match.causes import FEWER, GAP, MORE, Causes, Reason, covers, is_head_name, same_shapes
-from ckptkit.match.fit import Fit, closest, compare, fit, shape_text
+from ckptkit.match.fit import naming
+from ckptkit.match.fit.causes import FEWER, GAP, MORE, Causes, Reason, covers, is_head_name, same_shapes
+from ckptkit.match.fit.compare import Fit, closest, compare, fit, shape_text
+from ckptkit.match.fit.renaming import renaming
 from ckptkit.match.published import other_family, other_model
-from ckptkit.match.renaming import renaming
 from ckptkit.targets.target import MADE, Target
 from ckptkit.verbs.check.fixes import Case, fixes
 from ckptkit.verbs.check.report import CheckReport, Misfit

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ckptkit.core.findings import Severity
-from ckptkit.match.mending import Mend
+from ckptkit.match.fit.mending import Mend
 
 Verdict = Literal["fits", "does not fit"]
 

@@ -10,7 +10,7 @@ from ckptkit.core.findings import Severity
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.words import plural
 from ckptkit.match import stored
-from ckptkit.match.fit import ties
+from ckptkit.match.fit.compare import ties
 from ckptkit.targets.target import MADE, Target, weights
 from ckptkit.verbs.check.report import CheckReport, Misfit
 from ckptkit.verbs.check.values import Progress, values

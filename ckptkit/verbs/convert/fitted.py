@@ -9,7 +9,7 @@ from ckptkit.core.findings import Finding
 from ckptkit.core.plan import OutputFile
 from ckptkit.core.staging import refuse_inputs
 from ckptkit.core.words import plural
-from ckptkit.match.fitting import Fitting, Mismatched, fitting
+from ckptkit.match.fit.fitting import Fitting, Mismatched, fitting
 from ckptkit.rules.follow import after
 from ckptkit.rules.outcome import Rewrite
 from ckptkit.targets.made import CONFIG

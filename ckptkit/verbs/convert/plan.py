@@ -25,7 +25,7 @@ from ckptkit.verbs.convert.destination import Destination, destination
 from ckptkit.verbs.convert.selection import select
 
 if TYPE_CHECKING:
-    from ckptkit.match.fitting import Fitting, Mismatched
+    from ckptkit.match.fit.fitting import Fitting, Mismatched
     from ckptkit.match.proof.proving import Reference
     from ckptkit.targets.resolve import Given
     from ckptkit.verbs.convert.into import Into
@@ -168,7 +168,7 @@ def plan(
         fit: a target as for `check`, which the result is to fit, after the rules. What fits is carried over, what
             the target has no place for is dropped.
         mismatched: what becomes of tensors that have another shape there, or are missing: `drop`, `zeros` or `keep`
-            (see `ckptkit.match.fitting.fitting`). Without it they are an error.
+            (see `ckptkit.match.fit.fitting.fitting`). Without it they are an error.
         into: ONNX model whose graph the weights go into, its own weights replaced; DST gets that graph.
         exported_from: the checkpoint that `into` was exported from, by which renamed, transposed, joined and folded
             weights are found; without it names decide.

@@ -15,7 +15,7 @@ from ckptkit.core.errors import CkptError
 from ckptkit.core.files import File
 from ckptkit.core.graph import TensorGraph
 from ckptkit.format import strict_json
-from ckptkit.match.fit import fit
+from ckptkit.match.fit.compare import fit
 from ckptkit.match.proof.signature import Input
 from ckptkit.targets import made, pretrained
 

@@ -12,9 +12,9 @@ from ckptkit.core.errors import CkptError
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.tensor import Tensor
 from ckptkit.core.words import plural
-from ckptkit.match.causes import is_vocabulary
-from ckptkit.match.fit import Fit, closest, compare, concrete, fit, shape_text
-from ckptkit.match.renaming import ways
+from ckptkit.match.fit.causes import is_vocabulary
+from ckptkit.match.fit.compare import Fit, closest, compare, concrete, fit, shape_text
+from ckptkit.match.fit.renaming import ways
 from ckptkit.rules.ruleset import Rules
 from ckptkit.rules.spelling import spelled
 from ckptkit.rules.template import escaped

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from ckptkit.core.graph import TensorGraph
-from ckptkit.match import mending
-from ckptkit.match.alike import alike
-from ckptkit.match.fit import Fit, Mismatch, concrete
-from ckptkit.match.mending import Mend
-from ckptkit.match.renaming import AVERAGED
+from ckptkit.match.fit import mending
+from ckptkit.match.fit.alike import alike
+from ckptkit.match.fit.compare import Fit, Mismatch, concrete
+from ckptkit.match.fit.mending import Mend
+from ckptkit.match.fit.renaming import AVERAGED
 from ckptkit.targets.target import Target
 
 _EMBEDDING = re.compile(

@@ -10,7 +10,7 @@ from ckptkit.core.errors import CkptError
 from ckptkit.core.findings import Finding
 from ckptkit.core.graph import Origin, TensorGraph
 from ckptkit.core.tensor import Tensor
-from ckptkit.match.fit import compare, concrete
+from ckptkit.match.fit.compare import compare, concrete
 from ckptkit.targets.target import MADE, Target, weights
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import Any
 from ckptkit.core.errors import CkptError
 from ckptkit.core.graph import TensorGraph
 from ckptkit.core.tensor import Tensor
-from ckptkit.match.fit import Fit, fit
+from ckptkit.match.fit.compare import Fit, fit
 from ckptkit.targets.target import Target
 
 Shape = tuple[int, ...]
