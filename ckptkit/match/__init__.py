@@ -1,1 +1,1 @@
-"""Engines shared by the verbs: identity, naming schemes, comparison of values, how a checkpoint fits, content finding."""
+"""Engines shared by the verbs: identity, naming schemes, comparing values, how a checkpoint fits, finding by content."""
