@@ -1,1 +1,1 @@
-"""Engines shared by the verbs: identity, naming schemes, comparing values, how a checkpoint fits, finding by content."""
+"""Engines shared by the verbs: identity, naming schemes, comparing values, how a checkpoint fits, the finder."""
