@@ -279,6 +279,10 @@ def _wrote(done: "Receipt", decided: "Plan", terminal: Terminal) -> Iterator[str
         facts.append("every byte compared")
     if done.proved is not None:
         facts.append(f"same outputs as {clean(done.proved)}")
+    elif done.ran:
+        facts.append("runs, with outputs of the new size (--prove compares them)")
+    elif decided.into is not None and decided.into.head_changed:
+        facts.append("not run, as onnxruntime is missing or has no inputs for it")
     facts += [f"allowed {clean(code)} ×{n}" for code, n in done.losses.items()]
     yield from terminal.fact("wrote", facts)
 

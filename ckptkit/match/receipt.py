@@ -51,6 +51,8 @@ class Receipt:
         reference: the format's reference library opened the output (None: not asked for or not installed).
         version: ckptkit's.
         proved: what the model gave the same outputs as, None if that was not asked for.
+        ran: a model whose last layer got another number of classes ran in onnxruntime, and gave outputs of the
+            shapes that it declares (None: no such change, or it could not be run).
         fit: what became of each tensor of the target that it was fitted to (`Fitting.to_json`), None without one.
     """
 
@@ -71,6 +73,7 @@ class Receipt:
     version: str
     proved: str | None = None
     fit: Mapping[str, Any] | None = None
+    ran: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The receipt as JSON-able values, with its schema."""

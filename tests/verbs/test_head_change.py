@@ -162,7 +162,36 @@ def test_free_dimensions_stay_free(tmp_path: Path, run: Any) -> None:
     )  # fmt: skip
     assert done.code == 0
     assert "gives 3 classes now" in " ".join(done.stdout.split())
+    assert "runs, with outputs of the new size" in done.stdout
     assert shapes(tmp_path / "new.onnx")["y"] == ["batch", "length", 3]
+
+
+def test_a_graph_that_no_longer_runs_is_not_put_in_place(tmp_path: Path, monkeypatch: Any) -> None:
+    """Were the rules wrong about an operator: the model is tried, and the target left as it was."""
+    from ckptkit.match.transplant import head
+
+    module = lambda n: Net(nn.Linear(8, n), Reshaped(-1, 10))  # noqa: E731
+    make(tmp_path, (module, flat), "torchscript", new=5)
+    monkeypatch.setitem(head._RULES, "Reshape", lambda follow, node: follow.only(node))
+    error = refusal(tmp_path)
+    assert error.code == "prove-failed"
+    assert not (tmp_path / "new.onnx").exists()
+
+
+def test_a_model_that_was_not_run_is_told(tmp_path: Path, run: Any) -> None:
+    """The base asks for an operator that nobody has: what nothing can run is no fault of the exchange."""
+    make(tmp_path, CASES["linear"], "torchscript")
+    base = onnx.load(tmp_path / "base.onnx")
+    base.graph.node.add(op_type="Foreign", domain="org.example", input=["nowhere"], output=["unused"])
+    base.graph.input.add(name="nowhere").type.CopyFrom(base.graph.input[0].type)
+    base.opset_import.add(domain="org.example", version=1)
+    onnx.save(base, tmp_path / "base.onnx")
+    done: Result = run(
+        "convert", tmp_path / "tuned.pt", tmp_path / "new.onnx", "--into", tmp_path / "base.onnx",
+        "--exported-from", tmp_path / "base.pt", "--allow-head-change",
+    )  # fmt: skip
+    assert done.code == 0
+    assert "not run" in done.stdout
 
 
 def refusal(folder: Path) -> ck.CkptError:

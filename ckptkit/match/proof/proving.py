@@ -7,6 +7,7 @@ is evidence, not proof in the mathematical sense: it holds for the inputs that w
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,42 @@ class Reference:
             message = f"{_reason(run)}, on the inputs {run.name!r}"
             raise CkptError("prove-failed", message, proof.b, "; ".join(proof.notes) or None)
         return proof
+
+
+def ran(path: str | os.PathLike[str], base: str | os.PathLike[str]) -> bool | None:
+    """Run a model that was made of another one, on made inputs: does it give outputs of the shapes that it declares?
+
+    True, or None where that cannot be told: onnxruntime is not installed, or does not run the base like this either.
+    Raises CkptError `prove-failed`.
+    """
+    if find_spec("onnxruntime") is None:
+        return None
+    try:
+        _try(path)
+    except CkptError as error:
+        try:
+            _try(base)
+        except CkptError:
+            return None
+        raise CkptError(
+            "prove-failed", f"it does not run: {error.message}", error.where, error.hint
+        ) from None
+    return True
+
+
+def _try(path: str | os.PathLike[str]) -> None:
+    graph = _model(path)
+    session = Session(os.fspath(path), 0)
+    taken, _ = _reference(session, _signature(graph, ()), Wanted(count=1))
+    declared = {value.name: value.shape for value in graph.outputs}
+    for name, array in ((name, array) for _, given in taken for name, array in leaves(given).items()):
+        shape, found = declared.get(name), array.shape
+        if shape is None:
+            continue
+        stated = [size if isinstance(size, int) else None for size in shape]
+        if len(stated) != len(found) or any(a not in (None, b) for a, b in zip(stated, found, strict=True)):
+            what = f"the output {name!r} has the shape {list(found)}, and is declared as {list(shape)}"
+            raise CkptError("prove-failed", what, graph.origin.path)
 
 
 def _reason(run: Run) -> str:

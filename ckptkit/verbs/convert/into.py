@@ -32,6 +32,11 @@ class Into:
         return (self.base,) if self.origin is None else (self.base, self.origin)
 
     @property
+    def head_changed(self) -> bool:
+        """Whether the last layer gives another number of classes than in the base."""
+        return any(note.code == "head-changed" for note in self.done.notes)
+
+    @property
     def left_out(self) -> tuple[str, ...]:
         if not self.done.unused:
             return ()

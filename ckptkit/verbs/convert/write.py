@@ -90,7 +90,8 @@ def write(
             plan.format, [entry] if plan.layout.links else [staging.path / f.path for f in plan.layout.files]
         )
         proof = None if plan.reference is None else plan.reference.prove(entry)
-        result = _receipt(plan, hashers, tally, verify, reference or None, proof)
+        ran = _ran(plan, entry) if proof is None else True
+        result = _receipt(plan, hashers, tally, verify, reference or None, proof, ran)
         texts = {}
         if plan.sidecar is not None:
             texts[plan.sidecar] = _sidecar(plan)
@@ -112,6 +113,15 @@ def write(
         with suppress(OSError):  # nothing refers to it any more
             path.unlink(missing_ok=True)
     return result
+
+
+def _ran(plan: Plan, model: Path) -> bool | None:
+    """Run a model whose last layer was exchanged, which nothing else tries."""
+    if plan.into is None or not plan.into.head_changed:
+        return None
+    from ckptkit.match.proof.proving import ran
+
+    return ran(model, plan.into.base.origin.path)
 
 
 def check(plan: Plan, *, overwrite: bool = False, receipt: str | os.PathLike[str] | None = None) -> None:
@@ -197,6 +207,7 @@ def _receipt(
     verified: bool,
     reference: bool | None,
     proof: "Proof | None",
+    ran: bool | None,
 ) -> Receipt:
     ties = plan.graph.ties()
     digests = {name: hasher.hexdigest() for name, hasher in hashers.items()}
@@ -236,6 +247,7 @@ def _receipt(
         reference=reference,
         proved=None if proof is None else proof.b,
         fit=None if plan.fit is None else plan.fit.to_json(),
+        ran=ran if plan.into is not None and plan.into.head_changed else None,
         version=VERSION,
     )
 
