@@ -129,7 +129,7 @@ def _text(report: Report, explain: tuple[str, ...]) -> Iterator[str]:
             yield f"  {terminal.paint('hint:', 'bold')} {clean(finding.hint)}"
     if len(found) > _SHOWN:
         yield f"and {len(found) - _SHOWN} more (--json lists all)"
-    for name in explain:
+    for name in explain if report.rewrite is not None else ():
         yield from _explained(report, name)
 
 

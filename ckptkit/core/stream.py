@@ -143,7 +143,11 @@ class _Writer:
                 task = next(tasks, None)
             if task is None:
                 return
-            self._do(task, buffer)
+            try:
+                self._do(task, buffer)
+            except CkptError as error:
+                where = error.where or self.file.pieces[task.index].name or None
+                raise CkptError(error.code, error.message, where, error.hint) from error
 
     def _tasks(self) -> Iterator[_Task]:
         """The pieces as tasks: neighbouring plain runs merged, long ones cut into segments."""

@@ -11,10 +11,11 @@ from ckptkit.ops.pull import Puller
 DROPPED = "values-dropped"  # the tally's name for elements that are left out and are not what they should be
 
 
-def same(tensors: Sequence[Tensor]) -> Tensor:
+def same(tensors: Sequence[Tensor], names: str = "") -> Tensor:
     """The first of tensors that must be equal byte for byte, which is checked while they are streamed.
 
-    Raises CkptError `op-shape` when dtypes or shapes differ; streaming raises `replicas-differ`.
+    `names` are for messages. Raises CkptError `op-shape` when dtypes or shapes differ; streaming raises
+    `replicas-differ`.
     """
     first = tensors[0]
     for tensor in tensors:
@@ -24,7 +25,7 @@ def same(tensors: Sequence[Tensor]) -> Tensor:
     others = tuple(tensor for tensor in tensors[1:] if tensor.storage != first.storage)
     if not others or not first.nbytes:
         return first
-    return Tensor(first.dtype, first.shape, source=Same(first, others), kind=first.kind)
+    return Tensor(first.dtype, first.shape, source=Same(first, others, names), kind=first.kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Same:
 
     origin: Tensor
     others: tuple[Tensor, ...]
+    names: str
 
     @property
     def identity(self) -> Hashable:
@@ -52,7 +54,8 @@ class Same:
             for pull in pulls:
                 pull.into(scratch[: len(chunk)])
                 if scratch[: len(chunk)] != memoryview(chunk).cast("B"):
-                    raise CkptError("replicas-differ", "tensors that must be equal differ in their values")
+                    message = "tensors that must be equal differ in their values"
+                    raise CkptError("replicas-differ", message, self.names or None)
             yield chunk
 
 

@@ -32,6 +32,13 @@ def follow(
 
     Raises CkptError as `Rules.load`, `Rules.reversed`, `Rules.apply` and `recognised` do.
     """
+    if reverse and not rules:
+        raise CkptError(
+            "usage", "there are no rules to reverse", None, "--rules FILE or PRESET with --reverse"
+        )
+    if approximate and not reverse:
+        hint = "--reverse with --approximate"
+        raise CkptError("usage", "only what is reversed is approximate", None, hint)
     given = dict(let or {})
     declared: set[str] = set()
     result = Rewrite(graph, {name: Trace((name,)) for name in graph})

@@ -252,7 +252,7 @@ def _unpad(tensor: Tensor, args: Arguments) -> Tensor:
     at = layout.axis(tensor, args["dim"])
     size = tensor.shape[at]
     before, rest = args.get("before", 0), args.get("after", 0)
-    if min(before, rest, size - before - rest) < 0:
+    if min(before, rest, size - before - rest) < 0 or (tensor.size and size == before + rest):
         raise CkptError("op-shape", f"a dimension of size {size} has no padding of {before} and {rest}")
     margins = [layout.narrow(tensor, at, *ends) for ends in ((0, before), (size - rest, size))]
     watched = [

@@ -6,7 +6,7 @@ What is dropped cannot come back; it is absent from the result of the reversed r
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from ckptkit.rules.operations import OPERATIONS, Irreversible
 from ckptkit.rules.outcome import RulesError
 from ckptkit.rules.template import Template, escaped, template
 
+_UNTOLD = ""  # instead of a name where the result does not tell what was asked of the source
 _STAND_IN = 917_531_000  # numbers that stand for the holes of a question while it is matched
 
 # Operations after which every dimension has the size that it had.
@@ -138,6 +139,8 @@ class _Reverser:
         found = []
         for op in reversed(ops):
             row = OPERATIONS[op.name]
+            if op.name not in _SAME_SHAPE and any(map(_of_itself, _expressions(op))):
+                raise Irreversible(f"sizes in {op} are those of the tensor before it")
             name, args = row.inverse(op.args)
             exact = row.exact == "exact" or (op.name == "cast" and _widens(op.args))
             if not exact and not self.approximate:
@@ -149,6 +152,8 @@ class _Reverser:
 
     def join(self, step: Op) -> Op:
         """What undoes a split."""
+        if any(map(_of_itself, _expressions(step))):
+            raise Irreversible(f"sizes in {step} are those of the tensor before it")
         if step.name == "unstack":
             return Op("stack", step.args)
         return Op("concat", {**step.args, "sizes": step.args.get("sizes", "equal")})
@@ -200,7 +205,10 @@ class _Reverser:
             always = {new for new, (_, rule) in zip(told, asked, strict=True) if not rule.when}
             found = told[0] if told and None not in told and len(always) < 2 else None
         else:
-            found = next((new for move in moves if (new := self.renamed(call, *move)) is not None), None)
+            names = {new for move in moves if (new := self.renamed(call, *move)) is not None}
+            found = names.pop() if len(names) == 1 else None
+            if names or found == _UNTOLD:
+                raise Irreversible(f"{call.function}({call.template}) has no one answer in the result")
         if found is not None:
             return f'"{found}"' if set(found) & set("(), '") else found
         if self.of_target(call):
@@ -222,28 +230,30 @@ class _Reverser:
         return False
 
     def renamed(self, call: Call, side: Side, rule: Rule) -> str | None:
-        """The name under which a tensor can be asked about."""
+        """The name under which a tensor can be asked about; None where the rule does not take it."""
+        several = bool(rule.joins or rule.splits)
+        target = rule.targets[0].template
         if call.function == "dim":
             ops = (*side.ops, *rule.ops, *rule.targets[0].ops)
-            if rule.joins or rule.splits or not all(op.name in _SAME_SHAPE for op in ops):
-                return None
-        target = rule.targets[0].template
+            several = several or not all(op.name in _SAME_SHAPE for op in ops)
+            if call.template == side.template.text and several:
+                return _UNTOLD
         if call.template == side.template.text:
             return target.text
-        if rule.joins or rule.splits:
-            return None
         asked = template(call.template)
         stand_ins = {hole.name: _STAND_IN + n for n, hole in enumerate(asked.holes) if hole.name}
         try:
             bound = Matcher(side.template, _Nothing(), self.known).match(asked.fill(stand_ins, _Nothing()))
             if bound is None:
                 return None
+            if several:
+                return _UNTOLD
             new = escaped(target.fill(bound, _Nothing()))
         except CkptError:
             return None
         for name, number in stand_ins.items():
             if str(number) not in new:
-                return None
+                return _UNTOLD
             new = new.replace(str(number), f"{{{name}}}")
         return new
 
@@ -279,6 +289,24 @@ class _Reverser:
             takers.sort(key=lambda rule: not rule.renames)
             found.update((id(rule), takers[0].targets[0].template) for rule in takers[1:])
         return found
+
+
+def _expressions(op: Op) -> Iterator[Expression]:
+    for value in op.args.values():
+        yield from (
+            item for item in (value if isinstance(value, tuple) else (value,)) if isinstance(item, Expression)
+        )
+
+
+def _of_itself(value: Expression) -> bool:
+    """Whether it asks for a size of the tensor that an operation works on."""
+    trees = [value.tree]
+    while trees:
+        tree = trees.pop()
+        if tree[:3] == ("call", "dim", ""):
+            return True
+        trees += [part for part in tree if isinstance(part, tuple)]
+    return False
 
 
 def _overlap(beginning: str, name: str) -> bool:

@@ -443,7 +443,9 @@ class Proof:
         """A tensor of the graph, which is compared with those dropped as its copies."""
         tensor = self.graph[name]
         copies = self.equal.get(name)
-        return same([tensor, *(self.graph[copy] for copy in copies)]) if copies else tensor
+        if not copies:
+            return tensor
+        return same([tensor, *(self.graph[copy] for copy in copies)], f"{name}, {', '.join(copies[:_TOLD])}")
 
 
 def _filled(made: Made, env: Environment, like: Tensor | None = None) -> Tensor:

@@ -42,13 +42,16 @@ class Report:
     def explain(self, name: str) -> tuple[tuple[str, Trace], ...]:
         """(target, its trace) for a name of the result, or for each result that a name of the source goes into.
 
-        Raises CkptError `no-such-tensor` for a name of neither.
+        () for one that is dropped, and for all names where the rules do not hold. Raises CkptError `no-such-tensor`
+        for a name of neither.
         """
-        trace = self.rewrite.trace if self.rewrite else {}
+        if self.rewrite is None:
+            return ()
+        trace = self.rewrite.trace
         if name in trace:
             return ((name, trace[name]),)
         found = tuple((target, step) for target, step in trace.items() if name in step.sources)
-        if not found and name not in (self.rewrite.dropped if self.rewrite else ()):
+        if not found and name not in self.rewrite.dropped:
             raise CkptError("no-such-tensor", "neither the source nor the result has this name", name)
         return found
 

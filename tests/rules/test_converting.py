@@ -108,6 +108,13 @@ def test_the_command_line(source: Path, tmp_path: Path, run: Callable[..., Resul
     assert run("rules", "check", file, "--on", source, "--explain", "nothing").code == 2
     assert run("rules", "check", file, "--on", source, "--target", source).code == 1
 
+    failing = run("rules", "check", "vit-timm-hf", "--on", source, "--explain", "norm")
+    assert (failing.code, failing.stderr) == (1, "")
+    assert "fails" in failing.stdout
+    for options in (["--reverse"], ["--rules", file, "--approximate"]):
+        misused = run("convert", source, tmp_path / "z.pt", *options)
+        assert (misused.code, "error[usage]" in misused.stderr) == (2, True)
+
     failed = run("convert", source, tmp_path / "z.pt", "--rules", "vit-timm-hf")
     assert failed.code == 2
     assert failed.stderr.count("error[rule-") > 5

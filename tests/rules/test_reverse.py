@@ -270,3 +270,35 @@ def test_a_join_that_changes_its_parts_differently_stays_open(tmp_path: Path) ->
     other = stored(tmp_path, {"e.0": np.zeros((2, 3), "f4"), "e.1": np.zeros((3, 2), "f4")})
     with pytest.raises(RulesError):
         rules.reversed(on=other)
+
+
+VARIANTS = """
+- {from: w, to: x, when: "dim(w, 0) == 4", ops: [transpose]}
+- {from: w, to: x, when: "dim(w, 0) != 4"}
+"""
+SAME_NAME = """
+- {from: w, to: x, when: n > 1}
+- {from: w, to: y, when: n <= 1}
+- {from: "l.{i}", to: "m.{i}", when: "present(w)"}
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        VARIANTS,
+        SAME_NAME,
+        "- {from: w, to: x, ops: [{pad: {dim: 0, after: dim(0)}}]}",
+        "- {from: w, to: x, ops: [transpose, {unflatten: {dim: 0, sizes: [dim(1), -1]}}]}",
+        "- {from: w, to: [x, y], split: {dim: 0, sizes: [dim(1), -1]}}",
+    ],
+)
+def test_a_question_with_several_answers_in_the_result_is_not_asked(text: str) -> None:
+    """Which of two rules was applied, or what a size was before an operation changed it, the result does not tell."""
+    rules = Rules.parse(f"ckptkit-rules: 1\nlet: {{n: 'count(l.{{i}})'}}\nrules:\n{text}\n")
+    assert code_of(rules.reversed) == "rule-lossy"
+
+
+def test_sizes_that_an_operation_leaves_alone_may_be_asked_for() -> None:
+    op = {"heads": {"dim": 0, "view": ["dim(1)", -1], "order": [1, 0]}}
+    assert "dim(1)" in Rules.of([{"from": "a", "to": "b", "ops": [op]}]).reversed().text()
