@@ -163,11 +163,19 @@ class Target:
 
     @classmethod
     def of(cls, graph: TensorGraph) -> "Target":
-        """Another checkpoint as target: names and shapes of its weights, and which of them are tied."""
+        """Another checkpoint as target: names and shapes of its weights, and which of them are tied.
+
+        A float may have another precision; what is quantised is no float.
+        """
         tensors = weights(graph)
-        specs = {name: Spec(shape=tensor.shape) for name, tensor in tensors.items()}
+        specs = {name: Spec(_alike(tensor), tensor.shape) for name, tensor in tensors.items()}
         ties = tuple(names for names in graph.storages() if len(names) > 1 and set(names) <= specs.keys())
         return cls(graph.origin.path, "checkpoint", specs, ties=ties, source=graph)
+
+
+def _alike(tensor: Tensor) -> tuple[str, ...]:
+    """The element types that mean the same numbers."""
+    return FLOATS if tensor.dtype.name in FLOATS else ()
 
 
 def weights(graph: TensorGraph) -> Mapping[str, Tensor]:

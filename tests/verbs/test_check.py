@@ -153,11 +153,14 @@ def test_dropped_and_broken_ties_are_told_apart() -> None:
 def test_quantised_weights_without_their_scales() -> None:
     weight, scale = "layers.0.mlp.fc_in.weight", "layers.0.mlp.fc_in.weight_scale"
     full = {**BASE, scale: (1,)}
-    (lacking,) = check(graph(BASE, dtypes={weight: "int8"}), graph(full)).findings
+    (lacking,) = check(graph(BASE, dtypes={weight: "int8"}), graph(full, dtypes={weight: "int8"})).findings
     assert (lacking.name, lacking.cause) == (scale, "a quantised weight without its scales means nothing")
     contract = Contract.from_graph(graph(BASE))
     (narrow,) = check(graph(BASE, dtypes={weight: "int8"}), contract).findings
     assert (narrow.code, narrow.cause) == ("dtype-differs", "quantised, and its scales are missing")
+    # Another checkpoint as target says nothing of the precision of floats, but integers are no floats.
+    (narrow,) = check(graph(BASE, dtypes={weight: "int8"}), graph(BASE, dtypes={weight: "float16"})).findings
+    assert (narrow.code, narrow.expected, narrow.found) == ("dtype-differs", "float", "int8")
 
 
 def test_counters_that_older_torch_did_not_save_are_no_error() -> None:
@@ -391,3 +394,40 @@ def test_what_layers_call_an_output_is_no_head() -> None:
     assert not any("classes" in item.cause or item.head for item in report.findings)
     missing = check(graph(without(shapes, "output")), Target.of(graph(shapes)))
     assert [item.cause for item in missing.findings] == ["", ""]
+
+
+def test_of_parts_that_fit_equally_well_none_is_chosen_in_silence() -> None:
+    twins = {f"{part}.{name}": shape for part in ("encoder_k", "encoder_q") for name, shape in BASE.items()}
+    report = check(graph({**twins, "queue": (8, 100)}), Target.of(graph(BASE)))
+    assert "fitting as well" in report.findings[0].cause
+    assert len(report.fixes) == 2
+    for part, fix in zip(("encoder_k.", "encoder_q."), report.fixes, strict=True):
+        assert f"strip:{part}" in fix
+
+
+def test_a_wrapper_before_the_names_of_another_library(tmp_path: Path, run: Callable[..., Result]) -> None:
+    shapes = vit()
+    write(tmp_path / "timm.safetensors", shapes)
+    timm, hf, wrapped = (str(tmp_path / f"{name}.safetensors") for name in ("timm", "hf", "wrapped"))
+    assert run("convert", timm, hf, "--rules", "vit-timm-hf").code == 0
+    assert run("convert", hf, wrapped, "--rules", "add:module.").code == 0
+    (fix,) = run("check", wrapped, "--target", timm, "--json").json["fixes"]
+    words = shlex.split(fix)
+    words[3] = str(tmp_path / "mended.safetensors")
+    assert run(*words[1:]).code == 0
+    assert check(words[3], timm).fits
+
+
+def vit() -> Shapes:
+    """A vision transformer in the names of timm."""
+    shapes: Shapes = {"cls_token": (1, 1, D), "pos_embed": (1, 5, D), "patch_embed.proj.weight": (D, 3, 4, 4)}
+    shapes |= {"patch_embed.proj.bias": (D,), "head.weight": (10, D), "head.bias": (10,)}
+    for name, rows, columns in (
+        ("attn.qkv", 3 * D, D),
+        ("attn.proj", D, D),
+        ("mlp.fc1", 4 * D, D),
+        ("mlp.fc2", D, 4 * D),
+    ):
+        shapes |= {f"blocks.0.{name}.weight": (rows, columns), f"blocks.0.{name}.bias": (rows,)}
+    norms = ("blocks.0.norm1", "blocks.0.norm2", "norm")
+    return shapes | {f"{norm}.{part}": (D,) for norm in norms for part in ("weight", "bias")}

@@ -148,7 +148,9 @@ class Causes:
         if AVERAGED.search(name):
             return Reason("an averaged copy (EMA, SWA) of another tensor", "drop")
         if "lora_" in name:
-            return Reason("a LoRA adapter's tensor, not merged")
+            return Reason(
+                "a LoRA adapter's tensor, not merged: without it the weights are those before tuning"
+            )
         for whole, parts in _FUSED:
             if any(_swap(name, part, whole) & self.lacking for part in parts):
                 return Reason(f"the target has {', '.join(parts)} fused into {whole}")
@@ -186,7 +188,9 @@ class Causes:
     def _is_output(self, name: str) -> bool:
         """Whether the rows of a tensor are a head's outputs, and no more than their number differs."""
         expected, shape = self._expected(name), self.found.tensors[name].shape
-        if not is_head_name(name) or not len(expected) == len(shape) > 0 or expected[1:] != shape[1:]:
+        if not is_head_name(name) or (is_vocabulary(name) and "lm_head" not in name):
+            return False
+        if not len(expected) == len(shape) > 0 or expected[1:] != shape[1:]:
             return False
         if not name.endswith(".bias"):
             return len(shape) > 1
@@ -276,9 +280,7 @@ def is_head_name(name: str) -> bool:
     What stands within a numbered layer does not, whatever it is called (`layer.0.attention.output`).
     """
     match = _HEAD.search(name)
-    if match is None or any(part.isdigit() for part in name[: match.start()].split(".")):
-        return False
-    return "lm_head" in name or not is_vocabulary(name)
+    return match is not None and not any(part.isdigit() for part in name[: match.start()].split("."))
 
 
 def _norms(names: Iterable[str]) -> set[str]:
@@ -308,6 +310,10 @@ def _shape(name: str, expected: tuple[int | None, ...], shape: tuple[int, ...], 
             return Reason(f"a vocabulary of {shape[0]} instead of {wanted[0]}", "fit")
         if outputs:
             return Reason(f"{shape[0]} outputs instead of {wanted[0]}: another number of classes", "fit")
+        if "embed" in name:
+            return Reason(f"an embedding of {shape[0]} rows instead of {wanted[0]}", "fit")
+    if len(shape) > 2 and differing and min(differing) > 1:
+        return Reason("another size of the kernel", "fit")
     if differing == [1] and len(shape) == 4:
         return Reason(f"{shape[1]} input channels instead of {wanted[1]}", "fit")
     return Reason("a layer of another width")

@@ -292,8 +292,11 @@ class _Dtypes:
         alike = self.by_end.get(name.rpartition(".")[2], Counter())
         near = replaced.dtype.name if replaced is not None else next(iter(dict(alike.most_common(1))), "")
         near = near or next(iter(dict(self.floats.most_common(1))), "float32")
+        if spec.dtypes and near not in spec.dtypes:
+            common = (dtype for dtype, _ in self.floats.most_common() if dtype in spec.dtypes)
+            return next(common, spec.dtypes[0])
         if spec.dtypes:
-            return near if near in spec.dtypes else spec.dtypes[0]
+            return near
         if made is None:
             return near
         # A module in float32 takes the weights of a smaller checkpoint; what counts is the kind.

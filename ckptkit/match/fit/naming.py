@@ -11,6 +11,7 @@ from ckptkit.core.findings import Finding
 from ckptkit.core.graph import Origin, TensorGraph
 from ckptkit.core.tensor import Tensor
 from ckptkit.match.fit.compare import compare, concrete
+from ckptkit.match.schemes import WRAPPERS, naming
 from ckptkit.targets.target import MADE, Target, weights
 
 if TYPE_CHECKING:
@@ -27,6 +28,26 @@ def presets(graph: TensorGraph, target: Target, sizes: Mapping[str, int], *, nam
     """
     if sum(map(len, graph)) + sum(map(len, target.tensors)) > _MOST:
         return []
+    found = _presets(graph, target, sizes, names=names)
+    prefix = "".join(wrapper for wrapper in naming(graph.tensors).wrappers if wrapper in WRAPPERS)
+    if found or not prefix or not all(name.startswith(prefix) for name in graph):
+        return found
+    from ckptkit.rules.follow import follow
+
+    try:
+        bare = follow(graph, [f"strip:{prefix}"]).graph
+    except CkptError:
+        return []
+    return [_wrapped(label, prefix) for label in _presets(bare, target, sizes, names=names)]
+
+
+def _wrapped(label: str, prefix: str) -> str:
+    """A preset for names within a wrapper: it is taken off first. What is turned around is turned around as a whole."""
+    name, reverse, _ = label.partition(" --reverse")
+    return f"{name} --rules add:{prefix} --reverse" if reverse else f"strip:{prefix} --rules {name}"
+
+
+def _presets(graph: TensorGraph, target: Target, sizes: Mapping[str, int], *, names: bool) -> list[str]:
     from ckptkit.rules.recognise import candidates
 
     aim = target.source or _imagined(graph, target, sizes)
@@ -110,5 +131,6 @@ def about(label: str) -> str:
     """What a preset, as `presets` gives it, is about, in its own words."""
     from ckptkit.rules.ruleset import Rules
 
-    name, _, backwards = label.partition(" ")
-    return Rules.preset(name).about + (", backwards" if backwards else "")
+    words = label.split()
+    (name, *_) = (word for word in words if word[0] != "-" and ":" not in word)
+    return Rules.preset(name).about + (", backwards" if "--reverse" in words else "")

@@ -51,16 +51,12 @@ class Renaming(NamedTuple):
         return self.add + _unwrapped(name, self.unwrap).removeprefix(self.strip)
 
 
-def renaming(names: Iterable[str], target: Target) -> Renaming | None:
-    """The way that brings most names to the target's; None if their own names are as good.
-
-    Of very many names every so-manieth is looked at.
-    """
-    return next(iter(ways(names, target)), None)
-
-
 def ways(names: Iterable[str], target: Target) -> list[Renaming]:
-    """The ways that bring most names to the target's, as `renaming`: several bring as many, but not the same names."""
+    """The ways that bring most names to the target's, averaged copies last; none if their own names are as good.
+
+    Several bring as many, but not the same names: parts of the checkpoint that fit equally well. Of very many names
+    every so-manieth is looked at.
+    """
     names = list(names)
     names = names[:: max(1, len(names) // _LOOKED_AT)]
     expected = target.tensors.keys()
@@ -79,7 +75,9 @@ def ways(names: Iterable[str], target: Target) -> list[Renaming]:
                     way = Renaming(unwrap, strip, add, _said(unwrap, strip, add), hits)
                     best.setdefault(tuple(n if (n := add + b) in expected else "" for b in bare), way)
     # A few chance hits (layer1.0.weight) are no explanation.
-    return list(best.values()) if most - start >= max(2, len(names) // 4) else []
+    if most - start < max(2, len(names) // 4):
+        return []
+    return sorted(best.values(), key=lambda way: AVERAGED.search(way.strip) is not None)
 
 
 def _segments(names: Iterable[str]) -> tuple[str, ...]:
@@ -93,7 +91,7 @@ def _unwrapped(name: str, unwrap: tuple[str, ...]) -> str:
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:
-    """ "" and the dotted prefixes that at least half of the names have, shortest first."""
+    """ "" and the dotted prefixes that at least a quarter of the names have, shortest first."""
     names = list(names)
     counts: Counter[str] = Counter()
     for name in names:
@@ -103,7 +101,7 @@ def _prefixes(names: Iterable[str]) -> list[str]:
             if end < 0:
                 break
             counts[name[: end + 1]] += 1
-    common = [prefix for prefix, count in counts.items() if 2 * count >= len(names)]
+    common = [prefix for prefix, count in counts.items() if 4 * count >= len(names)]
     return ["", *sorted(common, key=len)[:_TRIED]]
 
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ckptkit.core.errors import CkptError
@@ -36,6 +36,7 @@ class Case:
         found: the comparison under `renamed`; the same as `was` without one.
         presets: rules that bring another library's names and layouts to the target's.
         errors: the findings to mend.
+        others: ways for other parts of the checkpoint, which fit as well as that which `renamed` is for.
     """
 
     graph: TensorGraph
@@ -45,6 +46,7 @@ class Case:
     renamed: Renaming | None
     presets: tuple[str, ...]
     errors: tuple[Misfit, ...]
+    others: tuple[Renaming, ...] = ()
 
     @property
     def path(self) -> str:
@@ -61,9 +63,14 @@ def fixes(case: Case) -> Iterator[str]:
         for label in case.presets:
             yield command("convert", case.path, output(case.path), "--rules", *label.split())
     else:
+        commands = list(_conversion(case))
         if case.errors and not case.renamed and all(item.head for item in case.errors):
-            yield _accepting(case)
-        yield from _conversion(case)
+            commands.insert(sum("--fit" not in one for one in commands), _accepting(case))
+        yield from commands
+        for way in case.others:
+            if way.strip and not way.unwrap:
+                part = (part for rule in way.rules for part in ("--rules", rule))
+                yield command("convert", case.path, output(case.path), "--include", f"{way.strip}*", *part)
 
 
 def _conversion(case: Case) -> Iterator[str]:
@@ -90,23 +97,26 @@ def _conversion(case: Case) -> Iterator[str]:
     left = len(lacking) + (0 if drop else len(extra))
     left += 0 if cast else sum(item.what == "dtype" and item.name not in fine for item in found.mismatched)
     options = [*drop, *(part for rule in rules for part in ("--rules", rule)), *cast]
-    if options and left < mending.amiss(case.was) and len(lacking) <= _KNOWN * len(case.target.tensors):
-        yield command("convert", case.path, output(case.path), *options)
     steps = {item.name: item.step for item in case.errors}
-    if lacking and all(steps.get(name) == "fit" for name in lacking) and _fits_then(case):
+    first = [] if tuple(rules) == tuple(before) else rules  # --fit finds prefixes itself
+    if lacking and all(steps.get(name) == "fit" for name in lacking) and _fits_then(case, first):
         code = ("--allow-code",) if case.target.kind == "module" else ()
         fit_to = ("--fit", case.target.path, *code, "--mismatched", "zeros")
-        yield command("convert", case.path, output(case.path), *fit_to, *cast)
+        told = (part for rule in first for part in ("--rules", rule))
+        yield command("convert", case.path, output(case.path), *told, *fit_to, *cast)
+    elif options and left < mending.amiss(case.was) and len(lacking) <= _KNOWN * len(case.target.tensors):
+        yield command("convert", case.path, output(case.path), *options)
 
 
-def _fits_then(case: Case) -> bool:
+def _fits_then(case: Case, rules: Sequence[str]) -> bool:
     """Whether `convert --fit` takes the target by its name, and has something to carry over and shapes to fill."""
     from ckptkit.match.fit.fitting import fitting  # rules are loaded only where something does not fit
+    from ckptkit.rules.follow import follow
 
     if case.target.kind not in ("module", "architecture") and not os.path.exists(case.target.path):
         return False
     try:
-        fitting(case.graph, case.target, "zeros")
+        fitting(follow(case.graph, rules).graph if rules else case.graph, case.target, "zeros")
     except CkptError:
         return False
     return True

@@ -10,7 +10,7 @@ from ckptkit.core.graph import TensorGraph
 from ckptkit.match.fit import naming
 from ckptkit.match.fit.causes import FEWER, GAP, MORE, Causes, Reason, covers, is_head_name, same_shapes
 from ckptkit.match.fit.compare import Fit, closest, compare, fit, shape_text
-from ckptkit.match.fit.renaming import renaming
+from ckptkit.match.fit.renaming import ways
 from ckptkit.match.published import other_family, other_model
 from ckptkit.targets.target import MADE, Target
 from ckptkit.verbs.check.fixes import Case, fixes
@@ -37,11 +37,12 @@ def judge(
     """The report on a checkpoint that was read; `findings` are those made before."""
     target = closest(graph, target)
     found = was = fit(graph, target)
-    renamed = renaming(found.tensors, target) if found.missing and found.unexpected else None
+    found_ways = ways(found.tensors, target) if found.missing and found.unexpected else []
+    renamed = found_ways[0] if found_ways else None
     if renamed is not None:
         found = compare({renamed.new(name): tensor for name, tensor in found.tensors.items()}, target)
         if found.missing and covers(was, target):  # each name by itself explains more than a prefix does
-            renamed, found = None, was
+            renamed, found, found_ways = None, was, []
     tensors = list(_tensors(graph, found, Causes(graph, found, target), target, allowed))
     kept = [item for item in tensors if item is not None]
     errors = [item for item in kept if item.severity == "error"]
@@ -54,14 +55,16 @@ def judge(
     demanded = [item for item in others if item.severity == "error"]
     presets: list[str] = []
     names = bool(found.missing and found.unexpected)
-    shapes = renamed is None and any(item.what == "shape" for item in found.mismatched)
+    shapes = any(item.what == "shape" for item in found.mismatched)
     if errors and (names or shapes):
         presets = naming.presets(graph, target, found.dimensions, names=names)
         if presets:  # they give every name, the prefix only some
-            renamed, found = None, was
-    case = Case(graph, target, was, found, renamed, tuple(presets), tuple(errors))
+            renamed, found, found_ways = None, was, []
+    case = Case(graph, target, was, found, renamed, tuple(presets), tuple(errors), tuple(found_ways[1:]))
     summary = _summary(case, bool(demanded))
     cause = renamed.cause if renamed else ""
+    if case.others:
+        cause += f"; fitting as well: {', '.join(repr(way.strip) for way in case.others)}"
     if presets:  # every name differs: one finding says it
         cause = (
             f"other names or layouts, which the preset {presets[0]} brings over: {naming.about(presets[0])}"
@@ -102,7 +105,7 @@ def _tensors(
     for name in found.missing:
         if may_lack(name):
             yield None
-        elif defaulted and name.endswith(".num_batches_tracked"):
+        elif defaulted and name.endswith(".num_batches_tracked") and name not in causes.alike:
             yield Misfit(
                 "buffer-defaulted", "note", name, "a counter", "nothing", "older torch did not save it"
             )
