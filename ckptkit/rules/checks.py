@@ -14,6 +14,12 @@ Known = frozenset[str] | set[str]  # names under let and tables, and config
 
 def checked(rule: Rule, known: Known) -> Rule:
     """The rule with its bare holes declared. Raises CkptError `rule-invalid`."""
+    if (
+        rule.renames
+        and not rule.when
+        and all(side.template.literal for side in (*rule.sources, *rule.targets))
+    ):
+        return rule  # one name for another: there may be a hundred thousand of these
     rule, declared = _declared(rule, known)
     sides = (*rule.sources, *rule.targets)
     for side in sides:

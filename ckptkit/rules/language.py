@@ -228,11 +228,11 @@ class _Reader:
             for key, value in fields.items():
                 if key not in known:
                     self.unknown(value if value.line else item, key, known, f"rules with {kind!r}")
-            inner = replace(
-                scope,
-                when=(*scope.when, *(self.expression(e) for e in self.items(fields.get("when", _NOTHING)))),
-                optional=self.flag(fields["optional"]) if "optional" in fields else scope.optional,
-            )
+            inner = scope
+            if "when" in fields:
+                inner = replace(inner, when=(*inner.when, *map(self.expression, self.items(fields["when"]))))
+            if "optional" in fields:
+                inner = replace(inner, optional=self.flag(fields["optional"]))
             if kind in ("scope", "rules"):
                 yield from self.scope(item, fields, inner)
                 continue
@@ -240,9 +240,9 @@ class _Reader:
             if self.count > RULES:
                 raise CkptError("over-budget", f"more than {RULES} rules", self.at(item))
             rule = readers[kind](item, fields, inner)
-            yield self.located(
-                item, checked, replace(rule, when=inner.when, optional=inner.optional), self.globals
-            )
+            if inner.when or inner.optional:
+                rule = replace(rule, when=inner.when, optional=inner.optional)
+            yield self.located(item, checked, rule, self.globals)
 
     def scope(self, item: Node, fields: dict[str, Node], scope: _Scope) -> Iterator[Rule]:
         if "rules" not in fields:

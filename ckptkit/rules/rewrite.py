@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ckptkit.core.collector import paused
 from ckptkit.core.dtypes import DTYPES
 from ckptkit.core.errors import CkptError
 from ckptkit.core.findings import Finding
@@ -35,6 +36,7 @@ def rewrite(parsed: Parsed, graph: TensorGraph, given: Mapping[str, str | int]) 
     return found
 
 
+@paused()
 def prove(
     parsed: Parsed, graph: TensorGraph, given: Mapping[str, str | int]
 ) -> tuple[Rewrite | None, list[Finding]]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ckptkit.core.collector import paused
 from ckptkit.core.errors import CkptError
 from ckptkit.core.files import File
 from ckptkit.core.findings import Finding
@@ -59,7 +60,8 @@ class Rules:
     @classmethod
     def parse(cls, text: str, name: str = "rules", let: Mapping[str, str | int] | None = None) -> "Rules":
         """Rules from YAML text; `name` stands in messages. Raises CkptError `rule-invalid`, `over-budget`."""
-        return cls(parse(nodes.load(text, name), name), let or {})
+        with paused():
+            return cls(parse(nodes.load(text, name), name), let or {})
 
     @classmethod
     def of(cls, rules: Iterable[Mapping[str, Any]], *, name: str = "rules", **top: Any) -> "Rules":
