@@ -37,6 +37,7 @@ _COMMANDS = {
 _CHOICES = (
     "ambiguous-section",
     "rules-ambiguous",
+    "rules-unknown",
 )  # errors whose hint has a line for each; names are in others
 _EPILOG = """\b
 Shell completion (bash; also zsh and fish):

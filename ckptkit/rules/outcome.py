@@ -50,7 +50,8 @@ class Rewrite:
         graph: the graph under its new names; tensors that were only renamed are the same objects.
         trace: new name → where it came from, for every name.
         dropped: names that go nowhere.
-        checks: tensors to be streamed, to nowhere, for what they compare: those dropped must be what the rules say.
+        checks: names and tensors to be streamed, to nowhere, for what they compare: what is dropped must be what the
+            rules say.
         findings: notes.
     """
 
@@ -58,7 +59,7 @@ class Rewrite:
     trace: Mapping[str, Trace]
     dropped: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
-    checks: tuple[Tensor, ...] = ()
+    checks: tuple[tuple[str, Tensor], ...] = ()
 
 
 def unchanged(graph: TensorGraph, note: Finding) -> Rewrite:
@@ -71,7 +72,7 @@ def rewritten(
     products: Sequence[Product],
     dropped: Sequence[str],
     findings: Sequence[Finding],
-    checks: Sequence[Tensor],
+    checks: Sequence[tuple[str, Tensor]],
 ) -> Rewrite:
     """The graph of these products, which are in order and have different names."""
     single = (p for p in reversed(products) if len(p.sources) == 1 and p.operations != ("tie",))

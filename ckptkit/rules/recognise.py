@@ -172,7 +172,7 @@ class _Search:
     def near(self) -> list[str]:
         """The presets that came nearest, with what is wrong."""
         found = [one for one in sorted(self.failed, key=lambda one: -one.share) if one.share >= _NEAR_ENOUGH]
-        best = {one.label: f"--rules {one.label}: {one.problem}" for one in reversed(found)}
+        best = {one.label: f"--rules {one.label}: {_one_line(one.problem)}" for one in reversed(found)}
         return list(reversed(best.values()))[:_NEAR]
 
 
@@ -188,6 +188,11 @@ def _ways() -> Iterator[tuple[str, Rules]]:
             continue
         if _tells(back):
             yield f"{name} --reverse", back
+
+
+def _one_line(text: str) -> str:
+    """Names may hold anything, and each preset has a line."""
+    return text.replace("\n", "\\n")
 
 
 def _renames(rules: Rules) -> bool:

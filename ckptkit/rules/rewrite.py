@@ -87,7 +87,7 @@ class Proof:
         self.holes: dict[int, tuple[list[str], list[str]]] = {}  # rule → its own holes, those of its joins
         self.copy_of: dict[str, str] = {}  # dropped source → the one that it must equal
         self.equal: dict[str, list[str]] = {}  # source → dropped ones that must equal it
-        self.checks: list[Tensor] = []  # dropped ones, and what they must hold
+        self.checks: list[tuple[str, Tensor]] = []  # dropped ones, and what they must hold
         self.dropped: list[str] = []
         self.unwrapped = False
         self.told: dict[int, tuple[str, ...]] = {}  # rule → its operations in words
@@ -248,7 +248,7 @@ class Proof:
     def holding(self, name: str, rule: Rule, made: Made) -> None:
         tensor = self.graph[name]
         try:
-            self.checks.append(counted(tensor, _filled(made, self.env, tensor)))
+            self.checks.append((name, counted(tensor, _filled(made, self.env, tensor))))
         except CkptError as error:
             self.findings.append(_problem(error, rule.where, name))
 
@@ -269,7 +269,7 @@ class Proof:
                 self.copy_of[copy] = other
             self.equal.setdefault(other, []).append(name)
         dropped = set(self.dropped)
-        self.checks += [self.source(name) for name in self.equal if name in dropped]
+        self.checks += [(name, self.source(name)) for name in self.equal if name in dropped]
 
     def follows(self, name: str) -> bool:
         """Whether a tensor that no rule names goes along with the weight it belongs to."""

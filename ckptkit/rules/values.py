@@ -73,6 +73,7 @@ class Values:
                 if found is not None:
                     self.known[name] = found
                     return found
+                reasons.append(f"{alternative} is null")
         finally:
             self.depth -= 1
         why = "; ".join(reasons[:3])[:_LONGEST]

@@ -170,3 +170,14 @@ def test_no_preset_fits_everything() -> None:
     graph = names("a.b.weight", "a.1.weight", "c")
     assert [candidate.label for candidate in candidates(graph, {})] == []
     assert len(presets()) > 20
+
+
+def test_near_misses_stand_on_lines_of_their_own_whatever_names_hold(
+    vit: Path, tmp_path: Path, run: Callable[..., Result]
+) -> None:
+    arrays = load_file(vit) | {"more\n--rules mine": np.zeros(1, "f4")}
+    save_file(arrays, tmp_path / "more.safetensors")
+    failed = run("rules", "check", "auto", "--on", tmp_path / "more.safetensors")
+    hints = failed.stderr.split("hint:")[1].splitlines()
+    assert len([line for line in hints if line.strip()]) > 1
+    assert all(line.strip().startswith("--rules ") and "mine:" not in line for line in hints)

@@ -42,7 +42,7 @@ def test_a_fill_is_undone_only_where_it_is_one(value: str, array: Any, tmp_path:
     source = written(tmp_path, made)
     with pytest.raises(CkptError) as refused:
         ck.convert(source, out, rules=[back], overwrite=True)
-    assert refused.value.code == "values-dropped"
+    assert (refused.value.code, refused.value.where) == ("values-dropped", "b")
     assert refused.value.hint == "--allow-loss values-dropped accepts it"
     with pytest.raises(CkptError, match="1 value"):
         ck.diff(source, out, rules=[back])

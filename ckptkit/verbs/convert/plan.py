@@ -68,7 +68,7 @@ class Plan:
     notes: tuple[Finding, ...]
     allowed: frozenset[str]
     memory: int
-    checks: tuple[Tensor, ...] = ()
+    checks: tuple[tuple[str, Tensor], ...] = ()
     sidecar: str | None = None
     extras: tuple[OutputFile, ...] = ()
     into: "Into | None" = None
@@ -263,7 +263,9 @@ def plan(
             *notes,
         ),
         allowed=frozenset(allow_loss),
-        memory=max([0, *map(memory_bound, layout.files), *(check.memory(CHUNK) for check in rewrite.checks)]),
+        memory=max(
+            [0, *map(memory_bound, layout.files), *(check.memory(CHUNK) for _, check in rewrite.checks)]
+        ),
         checks=rewrite.checks,
         sidecar=None if sidecar is None else os.fspath(sidecar),
         extras=extras,

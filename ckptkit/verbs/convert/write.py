@@ -53,8 +53,7 @@ def write(
     check(plan, overwrite=overwrite, receipt=receipt)
     stale = _stale_data(plan)
     tally = Tally()
-    passed(plan.checks, tally)
-    _refuse_tally(tally, plan)
+    _refuse_tally(tally, plan, ", ".join(passed(plan.checks, tally)[:_NAMED]))
     hashers: dict[str, Any] = {}
     with ExitStack() as stack:
         staging = stack.enter_context(Staging(plan.target, folder=plan.folder, overwrite=overwrite))
@@ -181,14 +180,17 @@ def _check_stated(plan: Plan) -> None:
             raise CkptError("checksum-mismatch", "the data file is not the one that the model states", path)
 
 
-def _refuse_tally(tally: Tally, plan: Plan) -> None:
+_NAMED = 5  # tensors that a message names
+
+
+def _refuse_tally(tally: Tally, plan: Plan, where: str = "") -> None:
     """Losses that only the values show stop publication unless they were allowed."""
     for code, count in tally.counts.items():
         if code not in plan.allowed:
             raise CkptError(
                 code,
                 f"{plural(count, 'value')} would be lost",
-                plan.source.origin.path,
+                where or plan.source.origin.path,
                 f"--allow-loss {code} accepts it",
             )
 

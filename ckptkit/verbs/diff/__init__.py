@@ -252,7 +252,7 @@ def _phase(
 def _refuse_unlike_rules(made: Rewrite) -> None:
     """Raise where rules drop a tensor for what it holds, and it holds something else."""
     tally = Tally()
-    passed(made.checks, tally)
+    names = passed(made.checks, tally)
     for code, count in tally.counts.items():
         message = f"the rules leave out {plural(count, 'value')} that they expect to be others"
-        raise CkptError(code, message, made.graph.origin.path, "a plain drop leaves them out")
+        raise CkptError(code, message, ", ".join(names[:5]), "a plain drop leaves them out")
