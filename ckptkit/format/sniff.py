@@ -7,7 +7,7 @@ where its beginning leaves no doubt, so that its reader can say what is wrong.
 
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ckptkit.core.files import Reader
 
@@ -35,7 +35,19 @@ class Head:
         return self.reader.read(offset, max(0, min(size, self.size - offset)))
 
 
-def is_safetensors(head: Head) -> bool:
+class Begun(Protocol):
+    """What most of the questions below need of a `Head`."""
+
+    @property
+    def data(self) -> bytes: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def at(self, offset: int, size: int) -> bytes: ...
+
+
+def is_safetensors(head: Begun) -> bool:
     """A length below 2^40, then an object: also where that length passes the end of the file."""
     return head.data[5:8] == b"\0\0\0" and head.data[8:].lstrip(b" \t\r\n").startswith(b"{")
 
@@ -111,7 +123,7 @@ class Field(NamedTuple):
     length: int
 
 
-def protobuf_fields(head: Head, limit: int = 64) -> Iterator[Field]:
+def protobuf_fields(head: Begun, limit: int = 64) -> Iterator[Field]:
     """The first `limit` top-level fields; a field of wire type −1 where the bytes are no protobuf."""
     at = 0
     for _ in range(limit):
@@ -179,17 +191,28 @@ def zip_names(directory: bytes) -> list[str]:
     return names
 
 
-def is_tar(head: Head) -> bool:
+def is_tar(head: Begun) -> bool:
     """A tar header: by its magic, or, as before 1988, by its checksum alone."""
     block = head.data[:512]
-    if len(block) < 512 or block[0] == 0:
+    if len(block) < 512 or (block[0] == 0 and not any(block)):
         return False
-    if block[257:262] == b"ustar":
-        return True
-    stated = block[148:156].strip(b" \0")
-    if not re.fullmatch(rb"[0-7]{1,7}", stated):
-        return False
-    return int(stated, 8) == sum(block) - sum(block[148:156]) + 8 * 32
+    return block[257:262] == b"ustar" or tar_number(block[148:156]) in tar_checksums(block)
+
+
+def tar_number(field: bytes) -> int | None:
+    """A number of a tar header as Python's tarfile understands it: octal as `int` takes it, or base 256."""
+    if field[:1] == b"\x80":
+        return int.from_bytes(field[1:], "big")
+    try:
+        return int(field.split(b"\0")[0].strip() or b"0", 8)
+    except ValueError:
+        return None
+
+
+def tar_checksums(block: bytes) -> tuple[int, int]:
+    """What a header's checksum may be: old writers summed up signed bytes."""
+    block = block[:148] + b" " * 8 + block[156:512]
+    return sum(block), sum(block) - 256 * sum(byte > 127 for byte in block)
 
 
 def tar_names(head: Head, limit: int = 16) -> list[str]:

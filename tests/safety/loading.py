@@ -81,6 +81,19 @@ def load_gzip(path: str) -> None:
         pickle.load(file)
 
 
+def load_yaml(path: str) -> None:
+    import yaml
+
+    with open(path, "rb") as file:
+        yaml.unsafe_load(file)
+
+
+def load_package(path: str) -> None:
+    from torch.package import PackageImporter
+
+    PackageImporter(path).load_pickle("model", "model.pkl")
+
+
 LOADERS: dict[str, Callable[[str], None]] = {
     name.removeprefix("load_"): value for name, value in list(globals().items()) if name.startswith("load_")
 }
@@ -116,7 +129,7 @@ def attempt(path: str, loader: str) -> tuple[bool, str]:
 def main() -> None:
     warnings.simplefilter("ignore")
     jobs = json.load(sys.stdin)
-    if any(loader == "torch" for _, loader in jobs):
+    if any(loader in ("torch", "package") for _, loader in jobs):
         import torch  # noqa: F401, once, before forking
     for path, loader in jobs:
         print(json.dumps([path, *attempt(path, loader)]), flush=True)

@@ -103,7 +103,7 @@ def test_an_integer_of_more_bytes_is_passed_over(tmp_path: Path) -> None:
 def test_a_scan_unpacks_no_more_than_it_may(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a.txt", bytes(1 << 20))
+        archive.writestr("a.txt", b" " * (1 << 20))
     assert ck.scan(path).verdict == "clean"
     found = ck.scan(path, budgets=replace(DEFAULT_BUDGETS, unpacked_bytes=1 << 16))
     assert found.verdict == "unread"

@@ -14,7 +14,7 @@ from tests.support import ROOT, environment, run
 
 FIXTURES = ROOT / "fixtures"
 ROWS: list[dict[str, Any]] = json.loads((FIXTURES / "scan.json").read_text("utf-8"))
-PACKAGES = {"torch": "torch", "numpy": "numpy", "joblib": "joblib"}
+PACKAGES = {"torch": "torch", "package": "torch", "numpy": "numpy", "joblib": "joblib"}
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["path"].rpartition("/")[2])

@@ -119,6 +119,8 @@ def payload(node: object) -> str | bytes | bytearray | None:
             return node.args[0] if latin and isinstance(node.args[0], str) else None
         if node.name not in _BYTES or node.state is not None or len(node.args) > 2:
             return None
+        if node.items or node.pairs:  # a bytearray that is changed after it was made
+            return None
         node = node.args[0] if node.args else b""
     return None
 

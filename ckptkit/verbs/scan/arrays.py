@@ -24,6 +24,11 @@ _HEADER = re.compile(
 _FIELDS = re.compile(rb"\s*(?:" + _FIELD + rb"\s*(?:,\s*|$))+")
 
 
+def may_run(begin: bytes) -> bool:
+    """Whether numbers that begin so may be something else: a pickle, or an array that numpy.load takes objects from."""
+    return begin[:1] == b"\x80" or begin.startswith(MAGIC)
+
+
 class Npy(NamedTuple):
     """One array: where its elements begin, and where they end, None if they may be anything but numbers and text."""
 

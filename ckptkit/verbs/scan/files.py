@@ -10,15 +10,16 @@ from ckptkit.core.words import plural
 from ckptkit.format import registry
 from ckptkit.format.pytorch.legacy import is_legacy
 from ckptkit.format.pytorch.source import Source, Span
-from ckptkit.format.sniff import Head, is_index, is_onnx, is_safetensors, is_tar
-from ckptkit.verbs.scan.arrays import MAGIC, read_npy
-from ckptkit.verbs.scan.inflating import COMPRESSED, PACKED
+from ckptkit.format.sniff import Head, is_index, is_onnx, is_safetensors, is_tar, protobuf_fields
+from ckptkit.verbs.scan.arrays import MAGIC, may_run, read_npy
+from ckptkit.verbs.scan.inflating import COMPRESSED, PACKED, ZFILE
 from ckptkit.verbs.scan.ledger import Ledger
 from ckptkit.verbs.scan.models import Onnx, scan_safetensors
-from ckptkit.verbs.scan.parts import head, part, unpack
+from ckptkit.verbs.scan.parts import Block, head, part, unpack
+from ckptkit.verbs.scan.passing import is_harmless
 from ckptkit.verbs.scan.pickles import Pickles, torch_tar
 from ckptkit.verbs.scan.report import Kind
-from ckptkit.verbs.scan.settings import LONGEST, SUFFIXES, scan_text
+from ckptkit.verbs.scan.settings import SUFFIXES, scan_text
 from ckptkit.verbs.scan.tars import scan_tar
 from ckptkit.verbs.scan.zips import Zip, is_zip
 
@@ -36,7 +37,8 @@ _TRICKS = frozenset(
     }
 )  # fmt: skip
 _EVERYTHING = ReadOptions(section="all", ambiguous="all")
-_PLAIN = ("not-a-checkpoint", "format-unknown", "empty-file", "web-page", "lfs-pointer", "zero-filled")
+_PLAIN = ("not-a-checkpoint", "format-unknown", "empty-file", "web-page", "lfs-pointer")
+_OPAQUE = (".h5", ".hdf5", ".onnx", *_PICKLE_SUFFIXES)  # never passed over
 
 
 class Scanner:
@@ -77,25 +79,28 @@ class Scanner:
     def other(self, file: File, path: str, lenient: bool) -> None:
         """A file that is nothing scanned here: code is told, other formats are unread, the rest has nothing to run."""
         name = os.path.basename(path).lower()
-        if name.endswith(SUFFIXES):
-            with file.open() as reader:
-                self.settings(Span.whole(reader), name, path, path)
-            return
+        with file.open() as reader:
+            if name.endswith(SUFFIXES):
+                return self.settings(Span.whole(reader), name, path, path)
+            harmless = is_harmless(Span.whole(reader), name) and not name.endswith(_OPAQUE)
         try:
-            registry.identify(file)
+            found = registry.identify(file).name
         except CkptError as error:
-            if not lenient or error.code not in _PLAIN or name.endswith(_PICKLE_SUFFIXES):
+            if lenient and name.endswith((".py", ".pyc")):
+                text = "Python code, which runs only where it is trusted"
+                self.ledger.add("note", "code-beside", path, text)
+            elif not lenient or error.code not in _PLAIN:
                 self.ledger.add("unread", error.code, path, error.message)
-            elif name.endswith(".py"):
-                self.ledger.add(
-                    "note", "code-beside", path, "Python code, which runs only where it is trusted"
-                )
+            elif not harmless:
+                text = "a file of no known kind, and not plainly text, a picture or a tokenizer"
+                self.ledger.add("unread", "format-unknown", path, text)
         else:
-            self.ledger.add("unread", "format-unsupported", path, "a format that a scan does not know")
+            if not (lenient and harmless and found == "pytorch"):  # two lines of text may name a class
+                self.ledger.add("unread", "format-unsupported", path, "a format that a scan does not know")
 
     def settings(self, source: Source, name: str, where: str, beside: str | None = None) -> None:
         """A file that is a configuration by its name."""
-        scan_text(head(source, LONGEST + 1), name, where, self.ledger, beside=beside)
+        scan_text(source, name, where, self.ledger, beside=beside)
 
     def inner(self, source: Source, where: str) -> None:
         """A file within a file, known to be loaded."""
@@ -136,14 +141,17 @@ class Scanner:
                 self.member(content, place, name, storage, script)
 
             Zip(source, where, ledger, visit, self.crc).scan()
-            code = sum(name.endswith(".py") for name in members)
-            if code:
-                text = f"{plural(code, 'file')} of code, which runs only where the model is called"
+            code = [name for name in members if name.endswith((".py", ".pyc"))]
+            of_models = [name for name in code if script and "/code/" in name]
+            if of_models:
+                text = f"{plural(len(of_models), 'file')} of code, which runs only where the model is called"
                 ledger.add("note", "code-beside", where, text)
+            if len(code) > len(of_models):
+                text = "would import Python code of the archive, as torch.package and model servers do"
+                ledger.add("code", "runs-code", where, text)
             yield "a zip archive"
         whole = Head(reader) if reader is not None else None
-        fake = whole or _Block(begin, source.size)
-        if is_tar(fake):  # type: ignore[arg-type]
+        if is_tar(Block(source)):
             scan_tar(source, where, ledger, self.tar_member)
             yield "a tar archive"
         if begin.startswith(MAGIC):
@@ -160,7 +168,7 @@ class Scanner:
         elif is_legacy(begin) or _is_pickle(begin):
             Pickles(source, where, ledger, self.inner).all()
             yield "a pickle"
-        elif whole is not None and is_onnx(whole):
+        elif whole is not None and (is_onnx(whole) or _holds_graph(whole)):
             assert reader is not None
             Onnx(reader, where, ledger, crc=self.crc).scan()
             yield "an ONNX model"
@@ -171,9 +179,11 @@ class Scanner:
             ledger.add("code", "native-code", where, "a program or library of native code")
             yield "native code"
         else:
+            zfile = ZFILE.match(begin)
+            packed = part(source, zfile.end(), source.size) if zfile else source
             for magic, make in COMPRESSED:
-                if begin.startswith(magic):
-                    pieces = unpack(source, make, ledger, where)
+                if head(packed, len(magic)) == magic:
+                    pieces = unpack(packed, make, ledger, where)
                     known = [self.nested(piece, where) for piece in pieces]
                     if not any(known):
                         text = "what is compressed in it is of no known kind"
@@ -190,27 +200,32 @@ class Scanner:
 
     def member(self, source: Source, where: str, name: str, storage: bool, script: bool) -> None:
         """A member of a zip archive."""
-        if storage and head(source, 1) != b"\x80":
+        if storage and not may_run(head(source, len(MAGIC))):
             return
-        if name.endswith(("data.pkl", "constants.pkl")):
+        if name.lower().endswith(("data.pkl", "constants.pkl")):  # torch does not mind upper case
             window = min(source.size, self.ledger.budgets.pickle_bytes)
             Pickles(source, where, self.ledger, self.inner, script=script, window=window).all()
-        elif storage:
+        elif storage and head(source, len(MAGIC)) != MAGIC:
             Pickles(source, where, self.ledger, self.inner).quietly()
         elif name.endswith(".debug_pkl"):  # positions in TorchScript code, read by its own loader
             return
         elif name.endswith(SUFFIXES):
             self.settings(source, name, where)
-        elif not self.nested(source, where) and name.endswith((".h5", ".hdf5", *_PICKLE_SUFFIXES)):
-            self.ledger.add("unread", "format-unsupported", where, "a member of a kind that is not scanned")
+        elif not self.nested(source, where):
+            self.unknown(source, where, name)
 
     def tar_member(self, source: Source, where: str, name: str) -> None:
         if name in ("storages", "tensors"):
             torch_tar(source, name, where, self.ledger, self.inner)
         elif name.endswith(SUFFIXES):
             self.settings(source, name, where)
-        else:
-            self.nested(source, where)
+        elif not self.nested(source, where):
+            self.unknown(source, where, name)
+
+    def unknown(self, source: Source, where: str, name: str) -> None:
+        """A member of no known kind."""
+        if name.lower().endswith(_OPAQUE) or not is_harmless(source, name):
+            self.ledger.add("unread", "format-unsupported", where, "a member of a kind that is not scanned")
 
     def npy(self, source: Source, where: str) -> None:
         """Arrays behind each other, as numpy.save appends them."""
@@ -238,12 +253,11 @@ class Scanner:
                 return
 
 
-class _Block:
-    """The first bytes of something that is no file of its own, for the sniffers that need no more."""
-
-    def __init__(self, data: bytes, size: int) -> None:
-        self.data = data
-        self.size = size
+def _holds_graph(head: Head) -> bool:
+    """Whether onnx would find a graph among fields that it does not know, which fill the file."""
+    fields = list(protobuf_fields(head))
+    whole = bool(fields) and (len(fields) == 64 or fields[-1].start + fields[-1].length == head.size)
+    return whole and all(f.number for f in fields) and any((f.number, f.wire) == (7, 2) for f in fields)
 
 
 def _is_pickle(begin: bytes) -> bool:

@@ -4,6 +4,7 @@ What else compresses (Zstandard, LZ4, 7-Zip, RAR, …) needs a library that Pyth
 first bytes, so that it is told as unread and never passed over.
 """
 
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -100,12 +101,14 @@ COMPRESSED: tuple[tuple[bytes, Make], ...] = (
     (b"\x1f\x8b\x08", gunzip),
     (b"BZh", bunzip2),
     (b"\xfd7zXZ\0", unxz),
-    (b"\x5d\0\0", unlzma),
+    (b"\x5d\0", unlzma),
     (b"\x78\x01", zlib.decompressobj),
     (b"\x78\x5e", zlib.decompressobj),
     (b"\x78\x9c", zlib.decompressobj),
     (b"\x78\xda", zlib.decompressobj),
 )
+# Before the zlib stream in old files of joblib: its unpacked size.
+ZFILE = re.compile(rb"ZF0x[0-9a-fA-F]{1,17}L? * ?(?=\x78)")
 # First bytes of what is not undone here → its name.
 PACKED: tuple[tuple[bytes, str], ...] = (
     (b"\x28\xb5\x2f\xfd", "a Zstandard file"),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckptkit.format.pytorch.arguments import unescaped
-from ckptkit.format.pytorch.nodes import Dict, Set, decode
+from ckptkit.format.pytorch.nodes import Dict, Global, Object, Set, decode
 
 
 class Unknown:
@@ -65,20 +65,29 @@ def _escaped(line: bytes) -> object:
     return line.decode("raw-unicode-escape", "backslashreplace")
 
 
+def _array(raw: bytes) -> Object:
+    """A bytearray, which opcodes may change after it is made: the record of a call keeps what they do."""
+    return Object(Global("builtins", "bytearray"), (raw,))
+
+
 def paired(items: list[Any]) -> Dict:
     """DICT: keys and values in turn; a last key gets a value."""
     return Dict([*items, UNKNOWN] if len(items) % 2 else items)
 
 
 def index(text: str) -> int:
-    digits = text.strip()
-    return int(digits) if digits.isdecimal() and len(digits) < 20 else -1
+    """A memo index as loaders understand it (`+1_0` is 10, and so is `10` before a zero byte); −1 if it is none."""
+    digits = text.partition("\0")[0]
+    try:
+        return max(int(digits), -1) if len(digits) < 40 else -1
+    except ValueError:
+        return -1
 
 
 COUNTED: dict[int, tuple[int, Callable[[bytes], object]]] = {
     0x58: (4, _text), 0x8C: (1, _text), 0x8D: (8, _text),  # BINUNICODE, SHORT_BINUNICODE, BINUNICODE8
     0x42: (4, bytes), 0x43: (1, bytes), 0x8E: (8, bytes),  # BINBYTES, SHORT_BINBYTES, BINBYTES8
-    0x96: (8, bytes),  # BYTEARRAY8
+    0x96: (8, _array),  # BYTEARRAY8
     0x54: (4, decode), 0x55: (1, decode),  # BINSTRING, SHORT_BINSTRING
 }  # fmt: skip
 MARKED: dict[int, Callable[[list[Any]], object]] = {0x6C: list, 0x64: paired, 0x91: Set}

@@ -12,10 +12,10 @@ from ckptkit.verbs.scan.ledger import Ledger
 _FIELDS: dict[str, dict[int, str]] = {
     "model": {7: "graph", 8: "opset", 20: "training", 25: "function"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
-    "node": {5: "attribute", 7: "=domain"},
+    "node": {4: "=operator", 5: "attribute", 7: "=domain"},
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
-    "function": {7: "node", 9: "opset", 10: "=own", 11: "attribute"},
+    "function": {1: "=function", 7: "node", 9: "opset", 10: "=own", 11: "attribute"},
     "training": {1: "graph", 2: "graph"},
     "tensor": {8: "=tensor", 13: "pair"},
     "opset": {1: "=domain"},
@@ -27,6 +27,20 @@ _DOMAINS = frozenset(
         "com.microsoft", "com.microsoft.nchwc", "com.microsoft.experimental", "com.ms.internal.nhwc",
     }
 )  # fmt: skip
+# Operators of known domains that run a function of Python, or what a file of native code holds.
+_FOREIGN = frozenset(
+    {
+        "ATen",
+        "EPContext",
+        "ExternalGraph",
+        "PyOp",
+        "PythonOp",
+        "PythonOpGrad",
+        "TensorRT",
+        "Triton",
+        "TritonOp",
+    }
+)
 _KEYS = frozenset({"location", "offset", "length", "checksum", "basepath"})
 _TEXT = 4096
 
@@ -41,7 +55,8 @@ class Onnx:
         self.where = where
         self.ledger = ledger
         self.domains: dict[str, None] = {}
-        self.own: set[str] = set()
+        self.operators: dict[tuple[str, str], None] = {}  # domain and name
+        self.own: set[tuple[str, str]] = set()
         self.locations: set[str] = set()
         self.checksums: dict[tuple[str, str], None] = {}  # data file and the SHA-1 that the model states
 
@@ -84,16 +99,29 @@ class Onnx:
                     break
             if "domain" in texts:
                 self.domains[texts["domain"]] = None
+            if "operator" in texts:
+                self.operators[texts.get("domain", ""), texts["operator"]] = None
             if "own" in texts:
-                self.own.add(texts["own"])
+                self.own.add((texts["own"], texts.get("function", "")))
             if pairs:
                 self.external(pairs, texts.get("tensor", ""))
         for path, stated in self.checksums:
             self.check(path, stated)
+        self.foreign()
+
+    def foreign(self) -> None:
+        """Operators that neither the standard nor a function of the model defines."""
+        named = {domain for domain, _ in self.operators}
+        alien = {domain for domain, operator in self.operators if (domain, operator) not in self.own}
+        own = {domain for domain, _ in self.own}
         for domain in self.domains:
-            if domain not in _DOMAINS and domain not in self.own:
+            if domain not in _DOMAINS and (domain in alien or (domain not in named and domain not in own)):
                 text = f"operators of the domain {domain!r} need a library of native code to run"
                 self.ledger.add("unknown", "custom-domain", self.where, text, domain)
+        for domain, operator in self.operators:
+            if domain in _DOMAINS and operator in _FOREIGN and (domain, operator) not in self.own:
+                text = f"the operator {operator} runs what the model does not hold: Python or native code"
+                self.ledger.add("unknown", "custom-domain", self.where, text, operator)
 
     def pair(self, start: int, end: int) -> dict[str, str]:
         found = {}

@@ -20,6 +20,18 @@ def head(source: Source, size: int = 4096) -> bytes:
     return source.read(0, min(size, source.size))
 
 
+class Block:
+    """A source as the sniffers want it; what needs a file of its own is not to be asked."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.size = source.size
+        self.data = head(source)
+
+    def at(self, offset: int, size: int) -> bytes:
+        return self.source.read(offset, max(0, min(size, self.size - offset)))
+
+
 def unpack(source: Source, make: Make, ledger: Ledger, where: str) -> list[Source]:
     """What a compressed source holds, as far as it can be had, up to damage, up to the allowance; and what follows."""
     packed = Inflation(source, make)

@@ -11,10 +11,11 @@ from typing import Any
 from ckptkit.core.errors import CkptError
 from ckptkit.format.pytorch.arrays import numpy_dtype, payload
 from ckptkit.format.pytorch.machine import load
-from ckptkit.format.pytorch.nodes import Dict, Object, raw_bytes
+from ckptkit.format.pytorch.nodes import Dict, Global, Object, raw_bytes
 from ckptkit.format.pytorch.refs import storage_dtype, storage_id
 from ckptkit.format.pytorch.source import Held, Source
 from ckptkit.verbs.scan.ledger import Ledger
+from ckptkit.verbs.scan.passing import is_text
 from ckptkit.verbs.scan.verdicts import JUDGED_BY_CALL, LOAD_FROM_BYTES
 from ckptkit.verbs.scan.walker import Walk, walk
 
@@ -23,9 +24,9 @@ _WINDOW = 64 << 10
 _STREAMS = 10_000  # behind each other
 _SEARCHED = 1 << 20  # bytes behind a stream that are searched for others
 _CANDIDATES = 16
-_START = re.compile(
-    rb"\x80[\x02-\x05]|c[A-Za-z_][\w.]*\n[A-Za-z_][\w.]*\n|\(i?[A-Za-z_][\w.]*\n[A-Za-z_][\w.]*\n"
-)
+_LINE = rb"[A-Za-z_][\w.]{0,99}+\n"  # bounded, and never tried shorter: long lines must not cost their square
+_START = re.compile(rb"\x80[\x02-\x05]|(?:c|\(i?)" + _LINE + _LINE)
+_NAME = re.compile(r"[^\W\d][\w.]*")
 _JOBLIB = ("joblib.numpy_pickle", "NumpyArrayWrapper")
 
 Examine = Callable[[Source, str], None]
@@ -69,12 +70,23 @@ class Pickles:
         self.rest(at)
 
     def quietly(self) -> bool:
-        """As `all`, if the source is a pickle beyond doubt; whether it was."""
+        """As `all`, if the source is a pickle beyond doubt, or does something before it ends as none; whether so."""
         found = self.look(0)
-        if found.problem or found.oddities or found.end < 4:
+        if ((found.problem or found.oddities) and not self.acts(found)) or found.end < 4:
             return False
         self.all()
         return True
+
+    def acts(self, found: Walk) -> bool:
+        """Whether a loader would come to a call, or to a name that is more than two lines of some text."""
+        named, called = found.reached
+        if any(type(c.cls) is Global and _real(c.cls) for _, c in found.calls[:called]):
+            return True
+        names = [cls for cls in list(found.names)[:named] if _real(cls)]
+        return bool(names) and not (is_text(self.source) and all(map(self.harmless, names)))
+
+    def harmless(self, cls: Global) -> bool:
+        return self.ledger.verdict(cls, script=self.script) != "code"
 
     def look(self, at: int) -> Walk:
         """Walk the stream at an offset of the source without entering it. Its `end` is an offset of the source."""
@@ -264,6 +276,11 @@ class Pickles:
     def move(self, at: int, want: int) -> None:
         self.base = at
         self.data = self.source.read(at, min(want, max(self.source.size - at, 0)))
+
+
+def _real(cls: Global) -> bool:
+    """Whether a module and a class could have these names."""
+    return bool(_NAME.fullmatch(cls.module) and _NAME.fullmatch(cls.name))
 
 
 def _width(dtype: object) -> int | None:

@@ -1,14 +1,17 @@
 """Tar archives as any reader might understand them: every member by its header, whatever extended headers say."""
 
+import re
 from collections.abc import Callable
 
 from ckptkit.format.pytorch.source import Source
+from ckptkit.format.pytorch.tar import EXTENDED, is_passed_over
+from ckptkit.format.sniff import tar_checksums, tar_number
 from ckptkit.verbs.scan.ledger import Ledger
 from ckptkit.verbs.scan.parts import part
 
 _BLOCK = 512
 _MEMBERS = 100_000
-_EXTENDED = 64 << 10
+_PLAIN = re.compile(rb"[ \0]*[0-7]*[ \0]*")
 
 Visit = Callable[[Source, str, str], None]
 
@@ -24,10 +27,18 @@ def scan_tar(source: Source, where: str, ledger: Ledger, visit: Visit) -> None:
         block = source.read(at, _BLOCK)
         if block == bytes(_BLOCK):
             break
-        size = _number(block[124:136])
-        if size is None or (_number(block[148:156]) or 0) != sum(block[:148]) + sum(block[156:]) + 8 * 32:
+        size, stated = tar_number(block[124:136]), tar_number(block[148:156])
+        if size is None or stated not in tar_checksums(block):
             ledger.add("unread", "tar-invalid", where, f"the header at byte {at} is damaged")
             return
+        if size > 0o77777777777 or not (
+            _PLAIN.fullmatch(block[124:136]) and _PLAIN.fullmatch(block[148:156])
+        ):
+            text = f"the header at byte {at} spells numbers so that readers disagree on them"
+            ledger.add("trick", "tar-invalid", where, text)
+        elif stated != tar_checksums(block)[0]:
+            text = f"the header at byte {at} has a checksum that only some readers accept"
+            ledger.add("trick", "tar-invalid", where, text)
         name = block[:100].split(b"\0")[0].decode("utf-8", "backslashreplace")
         prefix = block[345:500].split(b"\0")[0].decode("utf-8", "backslashreplace")
         name = f"{prefix}/{name}" if prefix and block[257:262] == b"ustar" else name
@@ -37,11 +48,10 @@ def scan_tar(source: Source, where: str, ledger: Ledger, visit: Visit) -> None:
         if not ledger.open(place):
             return
         if kind in b"xgLK":
-            extended = source.read(start, min(size, _EXTENDED, max(0, source.size - start)))
-            if kind in b"LK" or any(word in extended for word in (b" path=", b" size=", b" linkpath=")):
-                ledger.add(
-                    "trick", "tar-invalid", place, "an extended header changes the name or size of a member"
-                )
+            extended = source.read(start, min(size, EXTENDED, max(0, source.size - start)))
+            if kind in b"LK" or size > EXTENDED or not is_passed_over(extended):
+                text = "an extended header changes the name, the size or the place of a member"
+                ledger.add("trick", "tar-invalid", place, text)
         elif kind in b"12":
             ledger.add("trick", "tar-invalid", place, "a member is a link")
         elif kind not in b"05\0":
@@ -60,17 +70,3 @@ def scan_tar(source: Source, where: str, ledger: Ledger, visit: Visit) -> None:
         if left.strip(b"\0"):
             ledger.add("trick", "bytes-unclaimed", where, f"{source.size - at} bytes follow the archive")
             visit(part(source, at, source.size - at), f"{where}, byte {at}", "")
-
-
-def _number(field: bytes) -> int | None:
-    """A number in octal, or in base 256 where it is long."""
-    if field[:1] >= b"\x80":
-        value = int.from_bytes(field[1:], "big")
-        return None if field[:1] == b"\xff" else value
-    text = field.strip(b" \0")
-    if not text:
-        return 0
-    try:
-        return int(text, 8) if not text.startswith((b"-", b"+", b"_")) else None
-    except ValueError:
-        return None

@@ -46,6 +46,7 @@ class Walk:
     Attributes:
         names: every class and function named, in order, with the offset where it first is.
         calls: what is called, in order, with its offset: results of data constructors included.
+        reached: how many names and calls a loader comes to before the first oddity.
         passed: how often each name is on the stack without being called right there: something else may call it.
         persistent: the ids asked for.
         value: what it leaves, `UNKNOWN` if it does not end.
@@ -57,6 +58,7 @@ class Walk:
 
     names: dict[Global, int] = field(default_factory=dict)
     calls: list[tuple[int, Object]] = field(default_factory=list)
+    reached: tuple[int, int] = (0, 0)
     passed: dict[Global, int] = field(default_factory=dict)
     persistent: list[Any] = field(default_factory=list)
     value: Any = UNKNOWN
@@ -80,6 +82,8 @@ def walk(data: bytes, start: int, budgets: Budgets, inline: Inline | None = None
     except (IndexError, StructError):
         found.problem, found.truncated = "the pickle ends before its STOP", True
         found.end = len(data)
+    if not found.oddities:
+        found.reached = len(found.names), len(found.calls)
     return found
 
 
@@ -297,12 +301,16 @@ class _Walker:
 
     def odd(self, what: str) -> None:
         known = self.walk.oddities
+        if not known:
+            self.walk.reached = len(self.walk.names), len(self.walk.calls)
         if len(known) < 5 and what not in known:
             known.append(what)
 
     def remember(self, memo: list[Any], sparse: dict[int, Any], index: int) -> None:
         value = self.stack[-1] if self.stack else UNKNOWN
-        if 0 <= index < len(memo):
+        if index < 0:
+            self.odd("a memo index is no number")
+        elif index < len(memo):
             memo[index] = value
         elif index == len(memo):
             memo.append(value)

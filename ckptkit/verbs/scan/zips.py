@@ -11,6 +11,7 @@ from struct import Struct
 from typing import NamedTuple
 
 from ckptkit.format.pytorch.source import Source
+from ckptkit.verbs.scan.arrays import may_run
 from ckptkit.verbs.scan.inflating import DAMAGED, Inflation, Make, method_name
 from ckptkit.verbs.scan.inflating import member as undoes
 from ckptkit.verbs.scan.ledger import Ledger
@@ -105,6 +106,8 @@ class Zip:
             locator = source.read(end - 20, 20)
             if locator.startswith(b"PK\6\7"):
                 wide = int.from_bytes(locator[8:16], "little")
+                if wide != end - 76:
+                    self.trick("zip-ambiguous", "the wide end record is not where its readers look for it")
                 if wide + 56 <= end and source.read(wide, 4) == b"PK\6\6":
                     record = source.read(wide, 56)
                     wide_count, wide_size, wide_offset = (
@@ -147,6 +150,7 @@ class Zip:
         data = self.source.read(at, min(end - at, _DIRECTORY))
         members: list[Member] = []
         names: set[str] = set()
+        folded: set[str] = set()
         i = 0
         while i + 46 <= len(data) and data[i : i + 4] == b"PK\1\2":
             _, flags, method, crc, packed, size, name_len, extra_len, comment, offset = _CENTRAL.unpack_from(
@@ -161,7 +165,14 @@ class Zip:
                 self.trick(
                     "zip-duplicate", "two members have this name; loaders take the first or the last", name
                 )
+            elif name.lower() in folded and "/code/" not in name:
+                self.trick(
+                    "zip-duplicate", "two members have this name but for upper case, as torch sees it", name
+                )
             names.add(name)
+            folded.add(name.lower())
+            if _renamed(extra, raw):
+                self.trick("zip-mismatch", "an extra field gives the member another name", name)
             if _escapes(name):
                 self.trick("outside-folder", "a member names a place outside the archive", name)
             members.append(Member(offset + shift, name, flags, method, crc, packed, size))
@@ -313,17 +324,28 @@ def is_storage(name: str, names: set[str]) -> bool:
 
 
 def _begins_as_pickle(packed: Source, make: Make) -> bool:
-    """Whether a compressed member may hold a pickle, by its first byte."""
+    """Whether a compressed storage may be something else, by its first bytes."""
     try:
         begin = make().decompress(head(packed), 64)
     except DAMAGED:  # it is looked at, and said to be damaged
         return True
-    return bytes(begin).startswith(b"\x80")
+    return may_run(bytes(begin))
 
 
 def _escapes(name: str) -> bool:
     parts = name.replace("\\", "/").split("/")
     return ".." in parts or name.startswith(("/", "\\")) or (len(name) > 1 and name[1] == ":") or "\0" in name
+
+
+def _renamed(extra: bytes, raw: bytes) -> bool:
+    """Whether an extra field (Info-ZIP's Unicode path) names a member otherwise."""
+    i = 0
+    while i + 4 <= len(extra):
+        kind, length = extra[i] | extra[i + 1] << 8, extra[i + 2] | extra[i + 3] << 8
+        if kind == 0x7075 and extra[i + 9 : i + 4 + length] != raw:
+            return True
+        i += 4 + length
+    return False
 
 
 def _wide(extra: bytes, *narrow: int) -> tuple[int, int, int]:
