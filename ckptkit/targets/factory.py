@@ -71,7 +71,7 @@ def make_module(spec: str, device: str = "") -> Any:
     finally:
         sys.path.remove("")
     if not isinstance(module, torch.nn.Module):
-        raise CkptError("module-invalid", f"this makes a {type(module).__name__}, no torch.nn.Module", spec)
+        raise CkptError("module-invalid", f"this makes no torch.nn.Module: {type(module).__name__}", spec)
     return module
 
 

@@ -160,7 +160,8 @@ def _classes(kind: Any, where: str) -> tuple[Any, dict[str, Any]]:
 
         near = get_close_matches(str(kind), configuration_auto.CONFIG_MAPPING, 3) if kind else []
         message = f"transformers {transformers.__version__} has no model type {str(kind)[:80]!r}"
-        hint = f"meant: {', '.join(near)}" if near else "code beside a config.json is never run"
+        hint = "code beside a config.json is never run"
+        hint += f"; meant: {', '.join(near)}" if near else ""
         raise CkptError("config-unsupported", message, where, hint)
     config_class = configuration_auto.CONFIG_MAPPING[kind]
     found: dict[str, Any] = {}

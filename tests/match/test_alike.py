@@ -27,6 +27,13 @@ def test_a_segment_that_is_another_in_all_names() -> None:
     assert alike(lacking, extra, same, never) == dict(zip(lacking, extra, strict=True))
 
 
+def test_case_and_signs_alone() -> None:
+    lacking = ["layer1.0.conv_1.weight", "fc.weight"]
+    extra = ["LAYER1/0/CONV.1/WEIGHT:0", "fc-weight"]
+    assert alike(lacking, extra, same, never) == dict(zip(lacking, extra, strict=True))
+    assert alike(["a.b"], ["a/b", "A.B"], same, never) in ({"a.b": "a/b"}, {"a.b": "A.B"}, {})
+
+
 def test_shapes_decide() -> None:
     found = alike(
         ["norm.weight"], ["nrom.weight", "nor.weight"], lambda _, there: there == "nor.weight", never

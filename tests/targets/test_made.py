@@ -121,7 +121,7 @@ def test_nothing_is_allocated_for_a_factory(nets: Path) -> None:
     ("factory", "said"),
     [
         ("raises", "ValueError: no such luck"),
-        ("text", "makes a str"),
+        ("text", "no torch.nn.Module: str"),
         ("values", "on the meta device"),
         ("absent", "has no attribute 'absent'"),
     ],

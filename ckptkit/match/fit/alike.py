@@ -1,5 +1,6 @@
 """Names that say the same: which unexpected name a missing one most likely stands under. Shapes must agree."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 
@@ -8,6 +9,7 @@ _LIKE = 0.8  # how alike they must be
 _SEGMENTS = 24  # of a name that is compared; real ones have a dozen
 _LONGEST = 300  # characters of one
 _SHARED = 24  # names that differ in the same segment, such as the projections of a layer
+_SIGNS = re.compile(r"[\W_]+")
 Same = Callable[[str, str], bool]
 
 
@@ -16,14 +18,17 @@ def alike(
 ) -> dict[str, str]:
     """Missing name → unexpected name; each is taken once.
 
-    First where one segment of all names is another (layers, blocks), then names spelt alike, then heads.
+    First names that differ in case and signs alone (`LAYER1/CONV.weight:0`), then where one segment of all names is
+    another (layers, blocks), then names spelt alike, then heads.
 
     Args:
         same: whether the shapes of a missing and an unexpected name agree.
         heads: whether a name belongs to the outputs of a model.
     """
     lacking, extra = list(missing), list(unexpected)
-    found = _substituted(lacking, extra, same)
+    found = _respelt(lacking, extra, same)
+    taken = set(found.values())
+    found |= _substituted([n for n in lacking if n not in found], [n for n in extra if n not in taken], same)
     taken = set(found.values())
     lacking = [name for name in lacking if name not in found]
     extra = [name for name in extra if name not in taken]
@@ -33,6 +38,19 @@ def alike(
                 found[wanted] = there
                 taken.add(there)
     return found
+
+
+def _respelt(lacking: list[str], extra: list[str], same: Same) -> dict[str, str]:
+    """Names of the same letters and digits, where no two of a side have them."""
+    wanted, there = ({_letters(name): name for name in names} for names in (lacking, extra))
+    if len(wanted) < len(lacking) or len(there) < len(extra):
+        return {}
+    return {wanted[key]: there[key] for key in wanted if key in there and same(wanted[key], there[key])}
+
+
+def _letters(name: str) -> str:
+    """The name in small letters; what separates its words, as dots; TensorFlow's number of the output left out."""
+    return _SIGNS.sub(".", name.lower().removesuffix(":0"))
 
 
 def _substituted(lacking: list[str], extra: list[str], same: Same) -> dict[str, str]:

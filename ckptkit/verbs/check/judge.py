@@ -66,9 +66,8 @@ def judge(
     if case.others:
         cause += f"; fitting as well: {', '.join(repr(way.strip) for way in case.others)}"
     if presets:  # every name differs: one finding says it
-        cause = (
-            f"other names or layouts, which the preset {presets[0]} brings over: {naming.about(presets[0])}"
-        )
+        label = presets[0].replace(" --rules ", " with ")
+        cause = f"other names or layouts, which the preset {label} brings over: {naming.about(presets[0])}"
         kept, errors = [], []
     notes = [Misfit("names-differ", "error", "", cause=cause)] if cause else []
     everything = [*notes, *errors, *demanded]
