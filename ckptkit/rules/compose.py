@@ -75,6 +75,8 @@ class Maker:
         sources = tuple(self.sources)
         products: list[Product] = []
         for side, part, bound, note in self.spread(tensor, 0, self.bound):
+            if len(products) == MOST:
+                raise CkptError("rule-value", f"more than {MOST} tensors of one")
             part = self.apply(side.ops, part, bound)
             name = side.template.fill(bound, self.proof.env)
             notes = (*self.proof.told[self.number], *note, *map(str, side.ops))

@@ -105,6 +105,11 @@ def test_copies_of_other_shapes_are_a_problem_of_the_rule(tmp_path: Path) -> Non
     assert (found.code, found.where) == ("op-shape", "rules:3")
 
 
+def test_nested_splits_of_nothing_end(tmp_path: Path) -> None:
+    text = '- {from: a, to: "a.{i}.{j}", split: {over: i, dim: 0, parts: 100000}, unstack: {over: j, dim: 1}}'
+    assert codes(rules(text), stored(tmp_path, {"a": np.zeros((0, 100_000), F4)})) == ["rule-value"]
+
+
 def test_what_a_drop_holds_is_one_thing() -> None:
     assert code_of(rules, "- {drop: a, same_as: b, value: 0}\n") == "rule-invalid"
     assert code_of(rules, "- {drop: a, value: none}\n") == "rule-invalid"
