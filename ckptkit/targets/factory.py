@@ -31,9 +31,15 @@ def refuse_code(spec: str, allowed: bool) -> None:
 
 @contextmanager
 def users_code() -> Iterator[None]:
-    """While code of the user runs: what it prints goes to stderr, as stdout holds our answer."""
-    with redirect_stdout(sys.stderr):
-        yield
+    """While code of the user runs: what it prints goes to stderr, as stdout holds our answer.
+
+    Where it ends the process, which would look like success, RuntimeError is raised instead.
+    """
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except SystemExit as error:
+        raise RuntimeError(f"the code ended its process ({error.code})") from error
 
 
 def make_module(spec: str, device: str = "") -> Any:
@@ -62,8 +68,6 @@ def make_module(spec: str, device: str = "") -> Any:
                     module = made()  # type: ignore[operator]
             else:
                 module = made()  # type: ignore[operator]
-    except SystemExit as error:
-        raise CkptError("module-invalid", f"the code ended its process ({error.code})", spec) from error
     except Exception as error:  # whatever the user's code raises
         on = f" on the {device} device" if device else ""
         message = f"no module was made{on}: {type(error).__name__}: {one_line(error)}"
@@ -78,7 +82,8 @@ def make_module(spec: str, device: str = "") -> Any:
 def load_weights(module: Any, weights: Mapping[str, Tensor], spec: str) -> None:
     """Put a checkpoint into a module, every name of it. Raises CkptError `module-misfit`."""
     try:
-        module.load_state_dict(torch_tensors(weights))
+        with users_code():
+            module.load_state_dict(torch_tensors(weights))
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
         raise CkptError("module-misfit", f"the weights do not fit: {' '.join(lines)[:500]}", spec) from None

@@ -289,6 +289,10 @@ class Noise(Nested):
     def forward(self, x): return self.l(x) + torch.rand_like(x)
 class Branch(Nested):
     def forward(self, x): return self.l(x) if x.sum() > 0 else x
+class Ends(Nested):
+    def forward(self, x): sys.exit(0)
+class Narrow(Nested):
+    def forward(self, x): return self.l.bfloat16()(x.bfloat16()).float()
 def leaves(): sys.exit(3)
 print("imported")
 def chatty():
@@ -319,6 +323,8 @@ def test_odd_modules(place: tuple[Path, str], run: Run, capsys: pytest.CaptureFi
         ("Passed", "export-failed", "gives the input 'x' back"),
         ("Noise", "prove-failed", "chance"),
         ("Branch", "export-failed", "torch cannot export it"),
+        ("Ends", "export-failed", "SystemExit: 0"),
+        ("Narrow", "model-refused", "— Narrow.onnx\nhint: without --prove"),
         ("leaves", "module-invalid", "ended its process (3)"),
     ):
         done = export(module)

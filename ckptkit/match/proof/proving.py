@@ -230,18 +230,26 @@ class Reference:
 
     def prove(self, path: str | os.PathLike[str]) -> Proof:
         """Prove a model file. Raises CkptError `prove-failed` unless all outputs are equal, and what `prove` raises."""
-        if self.made is not None:
-            session = Session(os.fspath(path), 0)
-            runner = Module(self.module or "", self.made, session.outputs, 0)
-            proof = _proved(session, _model(path), runner, None, {}, Wanted())
-        else:
-            allowed = self.module is not None
-            proof = prove(path, self.against, module=self.module, weights=self.weights, allow_code=allowed)
+        try:
+            proof = self._proof(path)
+        except CkptError as error:
+            if error.where != os.fspath(path):
+                raise
+            hint = error.hint or "without --prove it is written, and not run"
+            raise CkptError(error.code, error.message, Path(path).name, hint) from error
         if not proof.equal:
             run = next(run for run in proof.runs if not run.equal)
             message = f"{_reason(run)}, on the inputs {run.name!r}"
             raise CkptError("prove-failed", message, proof.b, "; ".join(proof.notes) or None)
         return proof
+
+    def _proof(self, path: str | os.PathLike[str]) -> Proof:
+        if self.made is not None:
+            session = Session(os.fspath(path), 0)
+            runner = Module(self.module or "", self.made, session.outputs, 0)
+            return _proved(session, _model(path), runner, None, {}, Wanted())
+        allowed = self.module is not None
+        return prove(path, self.against, module=self.module, weights=self.weights, allow_code=allowed)
 
 
 def ran(path: str | os.PathLike[str], base: str | os.PathLike[str]) -> bool | None:
@@ -259,9 +267,8 @@ def ran(path: str | os.PathLike[str], base: str | os.PathLike[str]) -> bool | No
             _try(base)
         except CkptError:
             return None
-        raise CkptError(
-            "prove-failed", f"it does not run: {error.message}", error.where, error.hint
-        ) from None
+        message = f"it does not run: {error.message}"
+        raise CkptError("prove-failed", message, Path(path).name, error.hint) from None
     return True
 
 
