@@ -274,6 +274,20 @@ def test_external_data_and_domains_of_onnx(tmp_path: Path) -> None:
             assert {f.code for f in ck.scan(path).findings} == {"custom-domain"}
 
 
+def test_a_tensor_that_is_changed_after_it_was_made(tmp_path: Path) -> None:
+    """torch.load sets the element; weights without it would be others, and nobody would know."""
+    from ckptkit.core.errors import CkptError
+
+    kept = pickle.dumps({"w": np.zeros(3, "f4")}, 2)
+    at = kept.rindex(b"b") + 1
+    for change in (b"K\x00G\x40\x1c" + bytes(6) + b"s", b"K\x07a"):
+        path = tmp_path / "x.pt"
+        path.write_bytes(torch_zip(**{"data.pkl": kept[:at] + change + kept[at:]}))
+        with pytest.raises(CkptError, match="changed after it was made"):
+            ck.read(path)
+        assert ck.scan(path).verdict == "unread"
+
+
 def test_a_safetensors_file_that_is_a_pickle_too(tmp_path: Path) -> None:
     """Its length spells PROTO 2 and a float, which reaches into the JSON; strings then skip to the weights."""
     evil = pickle.dumps(Evil(), 2)[2:]

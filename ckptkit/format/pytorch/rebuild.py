@@ -86,6 +86,8 @@ class Rebuilder:
         handler = self.handler(obj.cls)
         if handler is None:
             return None
+        if obj.pairs or obj.items:  # `torch.load` does that, and its strict way refuses it; no writer does
+            raise invalid("the elements of a tensor are changed after it was made")
         if self.depth >= _WRAPPED:
             raise invalid(f"a tensor is wrapped more than {_WRAPPED} times")
         self.depth += 1

@@ -164,7 +164,8 @@ class _Walk:
                 self.room -= len(path)
                 if self.room < 0:
                     raise CkptError("over-budget", "the names of what the file holds are too long")
-                if type(child) is Object and usual and handler_of(child.cls) is plain:
+                usual_tensor = usual and type(child) is Object and handler_of(child.cls) is plain
+                if usual_tensor and not (child.pairs or child.items):
                     tensors.append(build(child, kind))
                     names.append(path)
                     direct += 1
