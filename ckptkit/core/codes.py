@@ -20,7 +20,7 @@ CODES: dict[str, str] = {
     "config-unsupported": "a config.json that transformers makes no model of",
     "configuration-invalid": "the configuration of the project is not understood",
     "constant": "a weight that is one number everywhere",
-    "constants-kept": "tensors of a graph that come from no weight stay as they are",
+    "constants-kept": "tensors of a graph that come from no weight would stay as they are",
     "contract-invalid": "a contract that is not understood",
     "custom-domain": "operators of an ONNX domain that is neither the standard's nor defined in the model",
     "deflate-invalid": "deflated data are damaged or do not give the size declared",

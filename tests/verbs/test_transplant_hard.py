@@ -556,3 +556,27 @@ def test_a_vector_that_a_folded_product_repeats_is_found(tmp_path: Path) -> None
     tuned = {name: normal(*array.shape, seed=5) for name, array in base.items()}
     new = put(tmp_path, case(tmp_path, graph, origin=base, tuned=tuned))
     assert np.array_equal(new["first"], np.broadcast_to(tuned["b"], (1, 3, 8)))
+
+
+def test_a_table_that_no_weight_explains_is_a_loss(tmp_path: Path) -> None:
+    """It may have been computed from weights: kept only where that is confirmed, or where no weight changes."""
+    weight, table = normal(3, 4), normal(3, 4, seed=1)
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["h"], transB=1),
+        helper.make_node("MatMul", ["h", "table"], ["y"]),
+    ]
+    kept = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(table, "table")]
+    save(tmp_path / "base.onnx", helper.make_graph(nodes, "g", [value("x", 1, 4)], [value("y", 1, 4)], kept))
+    safetensors.save_file({"w": weight}, tmp_path / "base.safetensors")
+    safetensors.save_file({"w": weight * 2}, tmp_path / "tuned.safetensors")
+    into = {"into": tmp_path / "base.onnx", "exported_from": tmp_path / "base.safetensors"}
+    for way in (into, {"into": tmp_path / "base.onnx"}):
+        with pytest.raises(ck.CkptError) as caught:
+            ck.convert(tmp_path / "tuned.safetensors", tmp_path / "new.onnx", **way)
+        assert (caught.value.code, caught.value.where) == ("constants-kept", "table")
+        assert not (tmp_path / "new.onnx").exists()
+        ck.convert(tmp_path / "base.safetensors", tmp_path / "same.onnx", **way, overwrite=True)
+        ck.convert(
+            tmp_path / "tuned.safetensors", tmp_path / "new.onnx", **way, allow_loss=["constants-kept"]
+        )
+        (tmp_path / "new.onnx").unlink()

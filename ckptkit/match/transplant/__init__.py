@@ -7,8 +7,9 @@ the new weights, so that transposes, joins and folded normalizations are repeate
 Nothing is guessed. What neither side can account for is refused:
 
 - a tensor of the graph that nothing explains is the graph's own if it cannot hold weights (64-bit, 32-bit or 16-bit
-  integers, bools, single numbers, tensors of at most two values, such as masks), or if every weight of the checkpoint
-  is found elsewhere (anchors, position tables that the exporter computed), which is told (`constants-kept`);
+  integers, bools, single numbers, tensors of at most two values, such as masks); if every weight of the checkpoint is
+  found elsewhere, it may be a table that the exporter computed (anchors, positions): that it stays while weights change
+  is a loss, `constants-kept`, and told by a note of that code where it has at most two values;
 - a weight of the checkpoint that the graph lacks is left out if its values are those it had at the export; otherwise
   that is a loss, `weights-unused`, as is a weight that was a copy of another one then and is none now;
 - a weight that several tensors could have given is a loss, `weights-ambiguous`, if these differ by now; so is one
@@ -110,7 +111,8 @@ def transplant(
     sizes = _resized(found.pairs, supply, origin, base)
     placed = [_place(match, supply, origin, base, sizes) for match in found.pairs]
     worst = max((p.ulp for p, _ in placed if not p.kept), default=0)
-    notes = [*_constants(filled)]
+    losses += _tables(own, placed)
+    notes = [*_filled([name for name in filled if name not in own])]
     if worst:
         text = f"folds are repeated by the formula that gives the base's values within {worst} ulp"
         notes.append(Finding("fold-inexact", "note", "", text))
@@ -150,8 +152,8 @@ def _by_name(weights: TensorGraph, base: TensorGraph, head_change: bool) -> Tran
     sizes = _resized(pairs, supply, base, base)
     placed = [_place(match, supply, None, base, sizes) for match in pairs]
     text = "weights were matched by name alone; --exported-from proves the match"
-    notes = [Finding("matched-by-name", "note", "", text), *_constants(own)]
-    return _result(base, placed, (), (), notes, sizes)
+    notes = [Finding("matched-by-name", "note", "", text)]
+    return _result(base, placed, (), [*_tables(own, placed)], notes, sizes)
 
 
 def _resized(
@@ -264,11 +266,19 @@ def _fits(name: str, tensor: Tensor, wanted: Tensor, hint: str) -> None:
         raise CkptError("transplant-shape", text, name, hint)
 
 
-def _constants(own: Sequence[str]) -> Iterator[Finding]:
-    if own:
+def _tables(own: Sequence[str], placed: Iterable[tuple[Placed, Tensor]]) -> Iterator[Finding]:
+    """The loss of keeping, while weights change, what may have been computed from them."""
+    if own and not all(entry.kept for entry, _ in placed):
         text = (
-            f"{listed(own)} of the graph come from no weight, and stay; right if nothing trained is in them"
+            f"{listed(own)} of the graph come from no weight, and stay: wrong if anything trained is in them"
         )
+        hint = "--allow-loss constants-kept, if they are tables such as anchors or positions"
+        yield Finding("constants-kept", "warning", own[0], text, hint)
+
+
+def _filled(own: Sequence[str]) -> Iterator[Finding]:
+    if own:
+        text = f"{listed(own)}, of one or two values, come from no weight, and stay"
         yield Finding("constants-kept", "note", own[0], text)
 
 
