@@ -111,7 +111,7 @@ def transplant(
     sizes = _resized(found.pairs, supply, origin, base)
     placed = [_place(match, supply, origin, base, sizes) for match in found.pairs]
     worst = max((p.ulp for p, _ in placed if not p.kept), default=0)
-    losses += _tables(own, placed)
+    losses += _tables(own, supply, origin)
     notes = [*_filled([name for name in filled if name not in own])]
     if worst:
         text = f"folds are repeated by the formula that gives the base's values within {worst} ulp"
@@ -153,7 +153,7 @@ def _by_name(weights: TensorGraph, base: TensorGraph, head_change: bool) -> Tran
     placed = [_place(match, supply, None, base, sizes) for match in pairs]
     text = "weights were matched by name alone; --exported-from proves the match"
     notes = [Finding("matched-by-name", "note", "", text)]
-    return _result(base, placed, (), [*_tables(own, placed)], notes, sizes)
+    return _result(base, placed, (), [*_tables(own, supply, base)], notes, sizes)
 
 
 def _resized(
@@ -266,19 +266,17 @@ def _fits(name: str, tensor: Tensor, wanted: Tensor, hint: str) -> None:
         raise CkptError("transplant-shape", text, name, hint)
 
 
-def _tables(own: Sequence[str], placed: Iterable[tuple[Placed, Tensor]]) -> Iterator[Finding]:
-    """The loss of keeping, while weights change, what may have been computed from them."""
-    if own and not all(entry.kept for entry, _ in placed):
-        text = (
-            f"{listed(own)} of the graph come from no weight, and stay: wrong if anything trained is in them"
-        )
-        hint = "--allow-loss constants-kept, if they are tables such as anchors or positions"
+def _tables(own: Sequence[str], supply: Mapping[str, Tensor], origin: TensorGraph) -> Iterator[Finding]:
+    """The loss of keeping, while any weight changes, what may have been computed from it."""
+    if own and not all(equal(tensor, origin[name]) for name, tensor in supply.items()):
+        text = f"no weight explains {listed(own)} of the graph, which would stay: wrong if trained values are in there"
+        hint = "--allow-loss constants-kept, if it is a table such as anchors or positions"
         yield Finding("constants-kept", "warning", own[0], text, hint)
 
 
 def _filled(own: Sequence[str]) -> Iterator[Finding]:
     if own:
-        text = f"{listed(own)}, of one or two values, come from no weight, and stay"
+        text = f"no weight explains {listed(own)}, of one or two values each, which stay"
         yield Finding("constants-kept", "note", own[0], text)
 
 
