@@ -73,9 +73,9 @@ def test_the_system_may_stop_copying_anywhere(
         return os.pwrite(target, os.pread(source, answer, offset), at)
 
     monkeypatch.setattr(files, "_copy_file_range", partly)
-    planned = OutputFile("out", 4020, (Piece(20, 4000, Extent(file, 7, 4000), "w"),))
+    planned = OutputFile("out", 4020, (Piece(20, 4000, Extent(file, 20, 4000), "w"),))
     write_file(planned, tmp_path / "out")
-    assert (tmp_path / "out").read_bytes() == bytes(20) + data[7:4007]
+    assert (tmp_path / "out").read_bytes() == bytes(20) + data[20:4020]
     assert not left
 
 
